@@ -1,0 +1,1 @@
+//! The CPU backend: plain twins as the reference, and a multithreaded version.

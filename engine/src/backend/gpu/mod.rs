@@ -1,0 +1,1 @@
+//! The GPU backend: WGSL through wgpu. The only place that names wgpu.

@@ -1,0 +1,140 @@
+//! What runs plans. Everything above speaks to a device through [`Backend`] alone.
+
+pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+mod limits;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use wattle_shaders::{Row, Sample, Sampled};
+
+pub use limits::Limits;
+
+use crate::adapter::Factors;
+use crate::error::Result;
+use crate::plan::{Plan, TensorId};
+
+/// The rows of a step and which of them are sampled.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Step {
+    /// One per token. Rows of one sequence have ascending positions.
+    pub rows: Vec<Row>,
+    /// At most one per row, with ascending `row`.
+    pub samples: Vec<Sample>,
+}
+
+/// What a backend reserves for a model. Sizes are checked by [`Backend::prepare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Sequences that have a KV cache and state at the same time.
+    pub sequences: usize,
+    /// Positions per sequence.
+    pub context: usize,
+    /// The most rows of a step.
+    pub rows: usize,
+    /// The most samples of a step.
+    pub samples: usize,
+}
+
+/// Names a plan that a backend has prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PlanHandle(pub usize);
+
+/// Names a step that was submitted and not yet collected.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ticket(pub u64);
+
+/// Doors into a plan: run some ops, with tensors given and tensors taken.
+#[derive(Clone, Debug, Default)]
+pub struct Doors {
+    /// The ops to run.
+    pub range: Range<usize>,
+    /// Contents of tensors that the range reads and does not write: \[extent rows, width\], row-major.
+    pub import: Vec<(TensorId, Vec<f32>)>,
+    /// Tensors to copy out right after the op of the range that writes them.
+    pub taps: Vec<TensorId>,
+}
+
+/// Time and launches of one op since the last call of [`Backend::take_timings`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timing {
+    /// The op's name.
+    pub op: String,
+    /// Its kernel's name.
+    pub kernel: &'static str,
+    /// Seconds, summed over steps.
+    pub seconds: f64,
+    /// Launches (or, on the CPU, calls).
+    pub launches: u64,
+}
+
+/// Bytes that a backend holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Base weights, on the device or owned by the host (mapped files do not count).
+    pub weights: u64,
+    /// KV cache.
+    pub kv: u64,
+    /// Activations, logits, step data.
+    pub activations: u64,
+    /// LoRA pools.
+    pub lora: u64,
+}
+
+/// A device that runs plans. One backend holds one model's KV cache and sequence states.
+///
+/// Device-owned state per sequence: the last sampled token, and which tokens were seen (rows that are run, and
+/// sampled tokens), for the repetition penalty. [`wattle_shaders::FROM_STATE`] rows take their token from there.
+pub trait Backend: Send {
+    /// The device's name, as reports print it.
+    fn device(&self) -> &str;
+
+    /// `"cpu"` or `"gpu"`.
+    fn kind(&self) -> &'static str;
+
+    /// The limits that plans and steps have to fit.
+    fn limits(&self) -> Limits;
+
+    /// Makes everything that steps of this plan need: weights, buffers, pipelines, bind groups. All plans of a
+    /// backend share its capacity, KV cache and state, and weights that are the same [`crate::model::Matrix`].
+    fn prepare(&mut self, plan: &Arc<Plan>) -> Result<PlanHandle>;
+
+    /// Puts factors into an adapter slot of all prepared plans (and of those prepared later), or empties it.
+    fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()>;
+
+    /// Forgets a sequence: its state is cleared. Its cache needs no clearing, rows attend only to what was written.
+    fn reset_sequence(&mut self, sequence: u32) -> Result<()>;
+
+    /// Copies the first `positions` of a sequence's KV cache, and its state, to another.
+    fn copy_sequence(&mut self, from: u32, to: u32, positions: usize) -> Result<()>;
+
+    /// Starts a step. Steps run in the order in which they are submitted.
+    fn submit(&mut self, plan: PlanHandle, step: &Step) -> Result<Ticket>;
+
+    /// Waits for a step: one entry per sample, in order.
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>>;
+
+    /// Runs a range of ops on a step, with its borders open; waits for it. Returns the taps.
+    fn run(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<HashMap<TensorId, Vec<f32>>>;
+
+    /// The K and V of one layer and sequence, for positions `0..positions`: two of \[positions, kv_heads × head_dim\].
+    fn export_kv(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]>;
+
+    /// Writes K and V as [`Self::export_kv`] returned them, from position 0 on.
+    fn import_kv(&mut self, layer: usize, sequence: u32, kv: &[Vec<f32>; 2]) -> Result<()>;
+
+    /// Turns timing of ops on or off (off at first; a GPU needs timestamp queries, without them nothing is timed).
+    fn set_timing(&mut self, on: bool);
+
+    /// What was timed since the last call.
+    fn take_timings(&mut self) -> Vec<Timing>;
+
+    /// Bytes held now.
+    fn memory(&self) -> Memory;
+
+    /// With [`Limits::guards`]: an error that names the first buffer whose guard words were overwritten.
+    fn check_guards(&mut self) -> Result<()>;
+}

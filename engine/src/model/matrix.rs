@@ -1,0 +1,154 @@
+//! Weights as they are kept: byte ranges of mapped files (or of owned memory), never converted on load.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Element type of stored weights and factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A range of shared bytes: of a mapped file, or of a buffer that was made at load.
+///
+/// The bytes of weights are aligned to their element: the loader copies what a file misaligns.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    start: usize,
+    len: usize,
+}
+
+impl Bytes {
+    /// All bytes of `owner`.
+    pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        let len = owner.as_ref().len();
+        Self { owner: Arc::new(owner), start: 0, len }
+    }
+
+    /// The bytes `start..start + len` of these, or `None` when they end earlier.
+    pub fn slice(&self, start: usize, len: usize) -> Option<Self> {
+        let end = start.checked_add(len)?;
+        (end <= self.len).then(|| Self { owner: Arc::clone(&self.owner), start: self.start + start, len })
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.start..self.start + self.len]
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len)
+    }
+}
+
+/// Consecutive rows of a [`Matrix`].
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// How many rows.
+    pub rows: usize,
+    /// Their elements, row-major: `rows × cols × dtype.size()` bytes, aligned to the element.
+    pub data: Bytes,
+}
+
+/// A stored matrix \[rows, cols\], row-major: `rows` outputs of `cols` inputs each.
+///
+/// It is a list of parts so that fused projections need no copy: a fused matrix lists its parts' rows in order.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// The tensor's name in the checkpoint (joined with `+` for fused ones).
+    pub name: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Element type of all parts.
+    pub dtype: Dtype,
+    /// The rows, in order; at least one part.
+    pub parts: Vec<Part>,
+}
+
+impl Matrix {
+    /// A matrix of one part; `None` unless `data` has exactly `rows × cols` aligned elements.
+    pub fn new(name: impl Into<String>, rows: usize, cols: usize, dtype: Dtype, data: Bytes) -> Option<Self> {
+        let bytes = rows.checked_mul(cols)?.checked_mul(dtype.size())?;
+        let aligned = data.as_ref().as_ptr().align_offset(dtype.size()) == 0;
+        (data.as_ref().len() == bytes && aligned).then(|| Self {
+            name: name.into(),
+            rows,
+            cols,
+            dtype,
+            parts: vec![Part { rows, data }],
+        })
+    }
+
+    /// A matrix of f32 values, for tests and benches.
+    pub fn from_f32(name: impl Into<String>, rows: usize, cols: usize, values: &[f32]) -> Option<Self> {
+        Self::new(name, rows, cols, Dtype::F32, Bytes::new(AlignedF32(values.to_vec())))
+    }
+
+    /// Rows `start..start + rows` of a matrix of one part, sharing its bytes.
+    pub fn row_range(&self, start: usize, rows: usize) -> Option<Self> {
+        let [part] = self.parts.as_slice() else { return None };
+        let stride = self.cols * self.dtype.size();
+        let data = part.data.slice(start.checked_mul(stride)?, rows.checked_mul(stride)?)?;
+        Some(Self { rows, parts: vec![Part { rows, data }], ..self.clone() })
+    }
+
+    /// These matrices below each other; `None` when there is none, or columns or types differ.
+    pub fn stack(matrices: &[&Self]) -> Option<Self> {
+        let first = *matrices.first()?;
+        if matrices.iter().any(|m| (m.cols, m.dtype) != (first.cols, first.dtype)) {
+            return None;
+        }
+        let names: Vec<_> = matrices.iter().map(|m| m.name.as_str()).collect();
+        Some(Self {
+            name: names.join("+"),
+            rows: matrices.iter().map(|m| m.rows).sum(),
+            cols: first.cols,
+            dtype: first.dtype,
+            parts: matrices.iter().flat_map(|m| m.parts.iter().cloned()).collect(),
+        })
+    }
+
+    /// Bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        self.rows * self.cols * self.dtype.size()
+    }
+}
+
+/// A small vector (bias, norm weight), kept as f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vector {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// Its values.
+    pub values: Vec<f32>,
+}
+
+/// f32 values as an owner of [`Bytes`]: unlike a `Vec<u8>`, aligned for f32.
+struct AlignedF32(Vec<f32>);
+
+impl AsRef<[u8]> for AlignedF32 {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}

@@ -1,0 +1,1 @@
+//! What an op costs in a step.

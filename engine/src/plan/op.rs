@@ -1,0 +1,260 @@
+//! The ops of a plan: one mathematical step each (plain), or several that mean exactly their parts (fused).
+
+use std::sync::Arc;
+
+use crate::adapter::Target;
+use crate::model::{Activation, Matrix, NormKind, NormWeights, Vector};
+
+/// Index of a [`Tensor`] in its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TensorId(pub u32);
+
+/// How many rows a tensor has in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Extent {
+    /// One per row of the step.
+    Rows,
+    /// One per [`wattle_shaders::Sample`] of the step.
+    Samples,
+}
+
+/// An activation: f32 \[rows, width\]. Written by exactly one op.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// The name of the op that writes it.
+    pub name: String,
+    /// Rows in a step.
+    pub extent: Extent,
+    /// Elements of a row.
+    pub width: usize,
+}
+
+/// One entry of a plan.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// Stable and unique in the plan: `layers.3.q`, `head`, …
+    pub name: String,
+    /// What it computes.
+    pub kind: OpKind,
+    /// The tensors it reads, in the order that its kind documents.
+    pub inputs: Vec<TensorId>,
+    /// The tensor it writes; `None` for [`OpKind::KvWrite`] and [`OpKind::Sample`].
+    pub output: Option<TensorId>,
+}
+
+/// A LoRA site: projections of one input that carry LoRA together.
+///
+/// Factors lie in pools of fixed strides, so that adapters load without moving anything. With S slots and R ranks
+/// ([`LoraCapacity`]), target i and slot s:
+/// A pool f32 \[targets, S, R, cols\]; B pool f32, target after target, each \[S, rows of the target, R\];
+/// rank table u32 \[targets, S\], 0 where the slot has no factors. `t` = A x is \[row, targets × R\].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Site {
+    /// The layer whose mask bit counts, or [`wattle_shaders::OUTSIDE_LAYERS`].
+    pub layer: u32,
+    /// Width of the input x.
+    pub cols: usize,
+    /// The projections, in the order of their outputs.
+    pub targets: Vec<SiteTarget>,
+    /// Pool strides.
+    pub capacity: LoraCapacity,
+}
+
+/// One projection of a [`Site`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteTarget {
+    /// Which.
+    pub target: Target,
+    /// Its outputs.
+    pub rows: usize,
+    /// Where its outputs begin in a row of the op's output.
+    pub start: usize,
+}
+
+/// How many adapters a plan has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoraCapacity {
+    /// Adapter slots, S.
+    pub slots: usize,
+    /// The highest rank, R.
+    pub rank: usize,
+}
+
+impl Site {
+    /// Elements of the A pool.
+    pub fn a_len(&self) -> usize {
+        self.targets.len() * self.capacity.slots * self.capacity.rank * self.cols
+    }
+
+    /// Elements of the B pool.
+    pub fn b_len(&self) -> usize {
+        self.b_offset(self.targets.len())
+    }
+
+    /// Where target `index` begins in the B pool.
+    pub fn b_offset(&self, index: usize) -> usize {
+        let rows: usize = self.targets[..index].iter().map(|t| t.rows).sum();
+        rows * self.capacity.slots * self.capacity.rank
+    }
+
+    /// Width of t = A x.
+    pub fn t_width(&self) -> usize {
+        self.targets.len() * self.capacity.rank
+    }
+}
+
+/// What an op computes. x, y, … are its inputs in order; a row is a row of the step unless its extent says otherwise.
+#[derive(Clone, Debug)]
+pub enum OpKind {
+    /// () → table\[token of the row\].
+    Embed {
+        /// \[vocab, width\].
+        table: Arc<Matrix>,
+    },
+    /// x → x + table\[position + offset\].
+    AddPosition {
+        /// \[positions, width\].
+        table: Arc<Matrix>,
+        /// Rows skipped at the start of the table.
+        offset: u32,
+    },
+    /// x → norm of each of the `groups` equal parts of a row.
+    Norm(Norm),
+    /// x, \[t if `lora`\], \[r if `residual`\] → activation(W x + b + B t) + r.
+    Project(Project),
+    /// x → t = A x, for rows whose slot has factors and whose mask bit is on; other elements of t are left alone.
+    LoraDown {
+        /// Where and how much.
+        site: Arc<Site>,
+    },
+    /// y, t → y + B t for active rows, y for others.
+    LoraUp {
+        /// Where and how much.
+        site: Arc<Site>,
+    },
+    /// x → x rotated by the row's position; heads of `head_dim`, of which the first `rotary_dim` are rotated.
+    Rope {
+        /// Heads in a row of x.
+        heads: usize,
+        /// Elements of a head.
+        head_dim: usize,
+    },
+    /// k, v → (): written to the layer's cache at the row's sequence and position.
+    KvWrite {
+        /// Which cache.
+        layer: u32,
+    },
+    /// q → softmax(scale · q Kᵀ) V over the positions that the row may see; K, V from the layer's cache.
+    Attend(Attend),
+    /// x → f(x), or gate, up → f(gate) · up.
+    Activate {
+        /// f.
+        function: Activation,
+        /// Whether there are two inputs.
+        gated: bool,
+    },
+    /// x, y → x + y.
+    Add,
+    /// x \[rows\] → x of the sampled rows \[samples\].
+    Select,
+    /// logits \[samples\] → (): draws a token per sample into the sequence's state and the step's result.
+    Sample,
+    /// qkv → q: per-head norms of q and k, rotation of q and k, K and V to the cache.
+    RopeKv(RopeKv),
+    /// x, \[t if `lora`\] → f(G x + b_g + B_g t) · (U x + b_u + B_u t).
+    GateUp(GateUp),
+}
+
+/// [`OpKind::Norm`].
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// Layer or RMS.
+    pub kind: NormKind,
+    /// \[width / groups\] each.
+    pub weights: NormWeights,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Parts of a row that are normalized apart (heads, for q/k norms; else 1).
+    pub groups: usize,
+}
+
+/// [`OpKind::Project`].
+#[derive(Clone, Debug)]
+pub struct Project {
+    /// W: \[outputs, inputs\].
+    pub weight: Arc<Matrix>,
+    /// b: \[outputs\].
+    pub bias: Option<Arc<Vector>>,
+    /// Adds B t.
+    pub lora: Option<Arc<Site>>,
+    /// Applied to the sum.
+    pub activation: Option<Activation>,
+    /// Adds the last input at the end.
+    pub residual: bool,
+}
+
+/// [`OpKind::Attend`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attend {
+    /// Which cache.
+    pub layer: u32,
+    /// Multiplies q·k.
+    pub scale: f32,
+    /// Only the last so many positions, the own one included.
+    pub window: Option<u32>,
+}
+
+/// [`OpKind::RopeKv`].
+#[derive(Clone, Debug)]
+pub struct RopeKv {
+    /// Which cache.
+    pub layer: u32,
+    /// Norm of every q head.
+    pub q_norm: Option<NormWeights>,
+    /// Norm of every k head.
+    pub k_norm: Option<NormWeights>,
+    /// Added to the variance (RMS).
+    pub eps: f32,
+    /// Whether q and k are rotated.
+    pub rotate: bool,
+}
+
+/// [`OpKind::GateUp`].
+#[derive(Clone, Debug)]
+pub struct GateUp {
+    /// G: \[ffn, width\].
+    pub gate: Arc<Matrix>,
+    /// b_g.
+    pub gate_bias: Option<Arc<Vector>>,
+    /// U: \[ffn, width\].
+    pub up: Arc<Matrix>,
+    /// b_u.
+    pub up_bias: Option<Arc<Vector>>,
+    /// f.
+    pub function: Activation,
+    /// Targets gate (outputs from 0) and up (outputs from ffn, as if the two were stacked).
+    pub lora: Option<Arc<Site>>,
+}
+
+impl OpKind {
+    /// The name of the kernel that runs the op, as [`wattle_shaders::for_each_kernel`] lists it.
+    pub fn kernel(&self) -> &'static str {
+        match self {
+            Self::Embed { .. } => "embed",
+            Self::AddPosition { .. } => "add_position",
+            Self::Norm(_) => "norm",
+            Self::Project(_) => "project",
+            Self::LoraDown { .. } => "lora_down",
+            Self::LoraUp { .. } => "lora_up",
+            Self::Rope { .. } => "rope",
+            Self::KvWrite { .. } => "kv_write",
+            Self::Attend(_) => "attend",
+            Self::Activate { .. } => "activate",
+            Self::Add => "add",
+            Self::Select => "select",
+            Self::Sample => "sample",
+            Self::RopeKv(_) => "rope_kv",
+            Self::GateUp(_) => "gate_up",
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Tokenizers.
+
+/// What can be wrong with a tokenizer's files or input.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {}

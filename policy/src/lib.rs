@@ -1,0 +1,5 @@
+//! Decisions, without a GPU, a clock or a file: costs of ops, and (later) policies and calibrators.
+
+mod cost;
+
+pub use cost::{CostSource, OpCost, RowShape, StepShape};

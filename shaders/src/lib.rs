@@ -1,0 +1,22 @@
+//! WGSL sources, the structs they share with the host, and the one list of kernels.
+//!
+//! A kernel is one name: `wgsl/NAME.wgsl` here, its plain twin `wattle-kernels-cpu/src/NAME.rs`, its cases
+//! `tests/kernels/NAME.rs`, its bench `benches/kernels/NAME.rs`. [`for_each_kernel!`] lists the names; every
+//! place that has a file per kernel expands it, so that a missing file does not compile.
+
+mod step;
+
+pub use step::{
+    FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, Row, Sample, Sampled,
+};
+
+/// Calls `$with!` once with the names of all kernels, separated by commas.
+#[macro_export]
+macro_rules! for_each_kernel {
+    ($with:path) => {
+        $with! {
+            embed, add_position, norm, project, lora_down, lora_up, rope, kv_write, attend, activate, add,
+            select, sample, rope_kv, gate_up
+        }
+    };
+}
