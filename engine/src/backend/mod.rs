@@ -84,6 +84,23 @@ pub struct Memory {
     pub lora: u64,
 }
 
+/// What a backend did since it was made; tests assert the promises of the token path with these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Steps submitted.
+    pub steps: u64,
+    /// Command buffers submitted for steps (GPU).
+    pub submits: u64,
+    /// Compute passes of steps (GPU).
+    pub passes: u64,
+    /// Kernel launches of steps.
+    pub launches: u64,
+    /// Bytes read back by [`Backend::collect`].
+    pub readback_bytes: u64,
+    /// Ops of plans that ran on the host (0 on a GPU).
+    pub host_ops: u64,
+}
+
 /// A device that runs plans. One backend holds one model's KV cache and sequence states.
 ///
 /// Device-owned state per sequence: the last sampled token, and which tokens were seen (rows that are run, and
@@ -131,6 +148,9 @@ pub trait Backend: Send {
 
     /// What was timed since the last call.
     fn take_timings(&mut self) -> Vec<Timing>;
+
+    /// What was done so far.
+    fn counters(&self) -> Counters;
 
     /// Bytes held now.
     fn memory(&self) -> Memory;
