@@ -5,6 +5,8 @@
 mod build;
 mod cost;
 mod fuse;
+mod graph;
+mod lora;
 mod op;
 mod table;
 

@@ -21,7 +21,8 @@ pub enum Extent {
 /// An activation: f32 \[rows, width\]. Written by exactly one op.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
-    /// The name of the op that writes it.
+    /// The name of the op that writes it; in a fused plan, of the last plain op that the fused one stands for.
+    /// Tensors of the same name mean the same in the plain and in the fused plan.
     pub name: String,
     /// Rows in a step.
     pub extent: Extent,

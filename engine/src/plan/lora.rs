@@ -1,0 +1,75 @@
+//! The same plan with room for other adapters, or for none: all share their weights.
+
+use std::sync::Arc;
+
+use super::graph::Graph;
+use super::{LoraCapacity, OpKind, Plan, Site};
+
+impl Plan {
+    /// This plan without LoRA: what runs when every mask is off.
+    pub fn without_lora(&self) -> Plan {
+        let mut graph = Graph::new(self);
+        for op in &mut graph.ops {
+            let Some(inner) = op else { continue };
+            let site = match &mut inner.kind {
+                OpKind::Project(project) => project.lora.take(),
+                OpKind::GateUp(gate_up) => gate_up.lora.take(),
+                OpKind::LoraDown { .. } => {
+                    *op = None;
+                    continue;
+                }
+                _ => None,
+            };
+            if site.is_some() {
+                inner.inputs.remove(1);
+            }
+        }
+        graph.bypass_lora_up();
+        graph.finish()
+    }
+
+    /// This plan with pools of another capacity.
+    pub fn with_lora_capacity(&self, capacity: LoraCapacity) -> Plan {
+        let mut plan = self.clone();
+        for op in &mut plan.ops {
+            let (OpKind::LoraDown { site } | OpKind::LoraUp { site }) = &mut op.kind else {
+                if let OpKind::Project(super::Project { lora: Some(site), .. })
+                | OpKind::GateUp(super::GateUp { lora: Some(site), .. }) = &mut op.kind
+                {
+                    *site = resized(site, capacity);
+                }
+                continue;
+            };
+            *site = resized(site, capacity);
+            if let (OpKind::LoraDown { site }, Some(t)) = (&op.kind, op.output) {
+                plan.tensors[t.0 as usize].width = site.t_width();
+            }
+        }
+        plan
+    }
+
+    /// Bytes of the biggest B pool: it must fit one binding for a LoRA epilogue.
+    pub fn max_b_pool_bytes(&self) -> u64 {
+        let sites = (0..self.ops.len()).filter_map(|index| self.site(index));
+        sites.map(|site| site.b_len() as u64 * 4).max().unwrap_or(0)
+    }
+}
+
+fn resized(site: &Site, capacity: LoraCapacity) -> Arc<Site> {
+    Arc::new(Site { capacity, ..site.clone() })
+}
+
+impl Graph {
+    /// Removes every LoraUp: its base projection writes the result itself.
+    fn bypass_lora_up(&mut self) {
+        for index in 0..self.ops.len() {
+            let Some(op) = self.op(index).filter(|op| matches!(op.kind, OpKind::LoraUp { .. })).cloned() else {
+                continue;
+            };
+            let Some(base) = self.producer(op.inputs[0]) else { continue };
+            let Some(mut project) = self.op(base).cloned() else { continue };
+            (project.name, project.output) = (op.name, op.output);
+            self.replace(&[index], base, project);
+        }
+    }
+}
