@@ -4,6 +4,8 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod limits;
+mod plan_check;
+pub(crate) mod validate;
 
 use std::collections::HashMap;
 use std::ops::Range;
