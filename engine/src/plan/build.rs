@@ -5,20 +5,16 @@ use std::sync::Arc;
 use wattle_shaders::OUTSIDE_LAYERS;
 
 use super::{
-    Attend, Extent, KvShape, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable, Site, SiteTarget, Tensor,
-    TensorId,
+    Attend, Extent, KvShape, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable, Site, SiteTarget,
+    Tensor, TensorId,
 };
 use crate::adapter::Target;
 use crate::model::{LayerWeights, Linear, NormKind, NormWeights, Positions, Spec, Weights};
 
 /// The plain plan of a model, one mathematical step per op; with LoRA on every projection if `lora` has slots.
 pub fn build(spec: &Spec, weights: &Weights, lora: LoraCapacity) -> Plan {
-    let kv = KvShape {
-        layers: spec.layers,
-        heads: spec.heads,
-        kv_heads: spec.kv_heads,
-        head_dim: spec.head_dim,
-    };
+    let kv =
+        KvShape { layers: spec.layers, heads: spec.heads, kv_heads: spec.kv_heads, head_dim: spec.head_dim };
     let rope = match &spec.positions {
         Positions::Rope(rope) => Some(RopeTable { rope: rope.clone() }),
         Positions::Learned { .. } => None,
@@ -42,7 +38,13 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// Adds an op, and the tensor of its name if `shape` is given.
-    fn op(&mut self, name: String, kind: OpKind, inputs: &[TensorId], shape: Option<(Extent, usize)>) -> TensorId {
+    fn op(
+        &mut self,
+        name: String,
+        kind: OpKind,
+        inputs: &[TensorId],
+        shape: Option<(Extent, usize)>,
+    ) -> TensorId {
         let id = TensorId(self.plan.tensors.len() as u32);
         if let Some((extent, width)) = shape {
             self.plan.tensors.push(Tensor { name: name.clone(), extent, width });
@@ -103,7 +105,13 @@ impl Builder<'_> {
     }
 
     /// RMS norm of each head, where the model has it.
-    fn head_norm(&mut self, name: String, weights: Option<&NormWeights>, groups: usize, x: TensorId) -> TensorId {
+    fn head_norm(
+        &mut self,
+        name: String,
+        weights: Option<&NormWeights>,
+        groups: usize,
+        x: TensorId,
+    ) -> TensorId {
         let Some(weights) = weights else { return x };
         let eps = self.spec.norm_eps;
         let norm = Norm { kind: NormKind::Rms, weights: weights.clone(), eps, groups };
@@ -144,7 +152,8 @@ impl Builder<'_> {
         let (index, pre_norm) = (layer as u32, !self.spec.post_norm);
         let x = if pre_norm { self.norm(name("mlp_norm"), &weights.mlp_norm, residual) } else { residual };
         let function = self.spec.activation;
-        let gate = weights.gate.as_ref().map(|gate| self.project(&name("gate"), index, Target::Gate, gate, x));
+        let gate =
+            weights.gate.as_ref().map(|gate| self.project(&name("gate"), index, Target::Gate, gate, x));
         let up = self.project(&name("up"), index, Target::Up, &weights.up, x);
         let activate = OpKind::Activate { function, gated: gate.is_some() };
         let inputs: Vec<_> = gate.into_iter().chain([up]).collect();

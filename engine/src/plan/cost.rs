@@ -72,7 +72,8 @@ impl<'a> Coster<'a> {
             OpKind::Project(project) => self.project(project),
             OpKind::GateUp(g) => {
                 let weights = g.gate.bytes() + g.up.bytes();
-                let bias = [&g.gate_bias, &g.up_bias].into_iter().flatten().map(|b| b.values.len()).sum::<usize>();
+                let bias =
+                    [&g.gate_bias, &g.up_bias].into_iter().flatten().map(|b| b.values.len()).sum::<usize>();
                 let mut cost = self.matmul(&[&*g.gate, &*g.up], weights as u64 + bias as u64 * F32);
                 cost.flops += 6 * n * self.output_width();
                 cost + g.lora.as_ref().map(|site| self.lora_up(site)).unwrap_or_default()
@@ -214,7 +215,8 @@ impl<'a> Coster<'a> {
         let (n, kv) = (self.n(), &self.plan.kv);
         let (q, kv_width, head_dim) = (kv.q_width() as u64, kv.width() as u64, kv.head_dim as u64);
         let norms = [(&op.q_norm, q), (&op.k_norm, kv_width)];
-        let vectors = norms.iter().filter_map(|(norm, _)| norm.as_ref()).flat_map(|n| n.weight.iter().chain(&n.bias));
+        let vectors =
+            norms.iter().filter_map(|(norm, _)| norm.as_ref()).flat_map(|n| n.weight.iter().chain(&n.bias));
         let norm_bytes: u64 = vectors.map(|v| v.values.len() as u64 * F32).sum();
         let normed: u64 = norms.iter().filter(|(norm, _)| norm.is_some()).map(|(_, width)| width).sum();
         let rotated = if op.rotate { (q + kv_width) / head_dim * self.pairs() * 2 } else { 0 };

@@ -38,7 +38,11 @@ fn fold_lora_up(graph: &mut Graph, index: usize) -> Option<()> {
     let (base, op) = graph.private_producer(up.inputs[0])?;
     let project = Project { lora: Some(site), ..open_project(op)?.clone() };
     let inputs = vec![op.inputs[0], up.inputs[1]];
-    graph.replace(&[base], index, Op { name: up.name, kind: OpKind::Project(project), inputs, output: up.output });
+    graph.replace(
+        &[base],
+        index,
+        Op { name: up.name, kind: OpKind::Project(project), inputs, output: up.output },
+    );
     Some(())
 }
 
@@ -83,8 +87,13 @@ fn fuse_qkv(graph: &mut Graph, attend: usize) -> Option<()> {
     let matrices: Vec<_> = stacked.projects.iter().map(|p| &*p.weight).collect();
     let weight = Arc::new(Matrix::stack(&matrices)?);
     let (rows, extent) = (weight.rows, graph.extent(q_output));
-    let project =
-        Project { weight, bias: stacked.bias(), lora: stacked.site.clone(), activation: None, residual: false };
+    let project = Project {
+        weight,
+        bias: stacked.bias(),
+        lora: stacked.site.clone(),
+        activation: None,
+        residual: false,
+    };
     let qkv = graph.tensor(sibling(&name, "qkv"), extent, rows);
     let inputs = stacked.merge_lora_down(graph, &sibling(&name, "qkv.lora_down"));
     let removed: Vec<usize> = [q.removed, k.removed, v.removed].concat();
@@ -197,7 +206,11 @@ impl Stack {
         let (Some(site), Some(&last)) = (&self.site, self.downs.iter().max()) else { return vec![self.x] };
         let t = graph.tensor(name.into(), graph.extent(self.x), site.t_width());
         let kind = OpKind::LoraDown { site: Arc::clone(site) };
-        graph.replace(&self.downs, last, Op { name: name.into(), kind, inputs: vec![self.x], output: Some(t) });
+        graph.replace(
+            &self.downs,
+            last,
+            Op { name: name.into(), kind, inputs: vec![self.x], output: Some(t) },
+        );
         vec![self.x, t]
     }
 }

@@ -10,7 +10,10 @@ pub(super) struct Graph {
 
 impl Graph {
     pub fn new(plan: &Plan) -> Self {
-        Self { ops: plan.ops.iter().cloned().map(Some).collect(), plan: Plan { ops: Vec::new(), ..plan.clone() } }
+        Self {
+            ops: plan.ops.iter().cloned().map(Some).collect(),
+            plan: Plan { ops: Vec::new(), ..plan.clone() },
+        }
     }
 
     /// Index of the op that writes `id`.

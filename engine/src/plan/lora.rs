@@ -63,7 +63,8 @@ impl Graph {
     /// Removes every LoraUp: its base projection writes the result itself.
     fn bypass_lora_up(&mut self) {
         for index in 0..self.ops.len() {
-            let Some(op) = self.op(index).filter(|op| matches!(op.kind, OpKind::LoraUp { .. })).cloned() else {
+            let Some(op) = self.op(index).filter(|op| matches!(op.kind, OpKind::LoraUp { .. })).cloned()
+            else {
                 continue;
             };
             let Some(base) = self.producer(op.inputs[0]) else { continue };
