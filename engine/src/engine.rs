@@ -224,7 +224,8 @@ impl Engine {
     fn make_room(&mut self, context: usize) -> Result<()> {
         let slots = self.adapters.values().map(|(slot, _)| slot + 1).max().unwrap_or(0);
         let rank = self.adapters.values().map(|(_, adapter)| adapter.rank()).max().unwrap_or(0);
-        let needs = Needs { context, lora: LoraCapacity { slots, rank } };
+        let outside = self.adapters.values().any(|(_, adapter)| adapter.has_factors_outside_layers());
+        let needs = Needs { context, lora: LoraCapacity { slots, rank, outside } };
         if self.runtime.covers(&needs) {
             return Ok(());
         }

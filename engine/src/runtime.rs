@@ -26,12 +26,14 @@ impl Needs {
         self.context >= other.context
             && self.lora.slots >= other.lora.slots
             && self.lora.rank >= other.lora.rank
+            && self.lora.outside >= other.lora.outside
     }
 
     fn max(&self, other: &Self) -> Self {
         let lora = LoraCapacity {
             slots: self.lora.slots.max(other.lora.slots),
             rank: self.lora.rank.max(other.lora.rank),
+            outside: self.lora.outside || other.lora.outside,
         };
         Self { context: self.context.max(other.context), lora }
     }
@@ -138,7 +140,7 @@ impl Runtime {
 
 /// The plans without and with LoRA; they share their weights.
 fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
-    let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1) };
+    let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1), ..lora };
     let plain = plan::build(&model.spec, &model.weights, some);
     if options.plan == PlanKind::Plain {
         return (plain.without_lora(), plain);

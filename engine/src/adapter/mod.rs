@@ -39,6 +39,11 @@ impl Adapter {
         Err(crate::Error::file(dir, "not there yet"))
     }
 
+    /// Whether some projection outside the layers has factors.
+    pub fn has_factors_outside_layers(&self) -> bool {
+        self.factors.pairs.keys().any(|place| place.layer == wattle_shaders::OUTSIDE_LAYERS)
+    }
+
     /// Highest rank.
     pub fn rank(&self) -> usize {
         0

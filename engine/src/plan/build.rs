@@ -87,7 +87,8 @@ impl Builder<'_> {
             activation: None,
             residual: false,
         };
-        if self.lora.slots == 0 || self.lora.rank == 0 {
+        let has_site = layer != OUTSIDE_LAYERS || self.lora.outside;
+        if self.lora.slots == 0 || self.lora.rank == 0 || !has_site {
             return self.map(name.into(), OpKind::Project(project), &[x], rows);
         }
         let y = self.map(format!("{name}.base"), OpKind::Project(project), &[x], rows);

@@ -79,6 +79,9 @@ pub struct LoraCapacity {
     pub slots: usize,
     /// The highest rank, R.
     pub rank: usize,
+    /// Whether projections outside the layers (head, `project_in`, `project_out`) have sites too: few adapters need
+    /// them, and the head's pools are big.
+    pub outside: bool,
 }
 
 impl Site {
