@@ -79,8 +79,18 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Runs to the end: admit → rows → submit → collect → deliver, with `depth` steps under way.
+    /// Runs to the end, or to the first error; then no step is under way.
     pub fn run(&mut self, runtime: &mut Runtime, resolve: Resolve, observer: Observer) -> Result<()> {
+        let result = self.steps(runtime, resolve, observer);
+        for step in self.in_flight.drain(..) {
+            // Only after an error: it is the first one that the caller should see.
+            let _ = runtime.collect(step.ticket);
+        }
+        result
+    }
+
+    /// Admit → rows → submit → collect → deliver, with `depth` steps under way.
+    fn steps(&mut self, runtime: &mut Runtime, resolve: Resolve, observer: Observer) -> Result<()> {
         // While the device runs a step the host writes the next; the CPU backend runs steps as they are submitted.
         let depth = if runtime.backend.kind() == "gpu" { 2 } else { 1 };
         loop {
@@ -107,10 +117,14 @@ impl<'a> Batch<'a> {
     fn admit(&mut self, runtime: &mut Runtime) -> Result<()> {
         while let (false, Some(&id)) = (self.waiting.is_empty(), self.free.last()) {
             let Some(Waiting { job, path }) = self.waiting.pop_front() else { break };
-            self.free.pop();
-            runtime.backend.reset_sequence(id)?;
             let entry = &self.jobs[job];
             let mut sequence = Sequence::new(job, path, id, entry.request, &entry.limits);
+            if sequence.is_full() {
+                self.outcomes[job].paths[path as usize] = Some(sequence.finish(Finish::Length).0);
+                continue;
+            }
+            self.free.pop();
+            runtime.backend.reset_sequence(id)?;
             // Later paths take the prompt from the first one, if that one is still at it.
             let first = self.running.iter().find(|(_, s)| s.request == job && s.path == 0);
             sequence.waits_for_copy = first.is_some_and(|(_, first)| first.before_prompt_end());

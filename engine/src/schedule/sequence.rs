@@ -90,6 +90,11 @@ impl<'a> Sequence<'a> {
         (self.waits_for_copy, self.planned) = (false, self.prompt - 1);
     }
 
+    /// Whether there is no room for a new token.
+    pub fn is_full(&self) -> bool {
+        self.tokens.len() >= self.limit
+    }
+
     /// Whether the prompt is still to be run.
     pub fn before_prompt_end(&self) -> bool {
         self.planned < self.prompt
@@ -196,7 +201,7 @@ impl<'a> Sequence<'a> {
         } else if eos.contains(&sampled.token) {
             Some(Finish::Eos)
         } else {
-            (self.tokens.len() >= self.limit).then_some(Finish::Length)
+            self.is_full().then_some(Finish::Length)
         };
         (text, finish)
     }
