@@ -11,7 +11,8 @@ mod table;
 pub use build::build;
 pub use fuse::{FuseOptions, fuse};
 pub use op::{
-    Attend, Extent, GateUp, LoraCapacity, Norm, Op, OpKind, Project, RopeKv, Site, SiteTarget, Tensor, TensorId,
+    Attend, Extent, GateUp, LoraCapacity, Norm, Op, OpKind, Project, RopeKv, Site, SiteTarget, Tensor,
+    TensorId,
 };
 pub use table::RopeTable;
 
