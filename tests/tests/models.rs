@@ -146,7 +146,12 @@ impl Check {
             .as_array()
             .expect("adapters")
             .iter()
-            .map(|a| (dir.join("adapters").join(a["name"].as_str().expect("name")), a["scale"].as_f64().expect("scale") as f32))
+            .map(|a| {
+                (
+                    dir.join("adapters").join(a["name"].as_str().expect("name")),
+                    a["scale"].as_f64().expect("scale") as f32,
+                )
+            })
             .collect();
         let parts: Vec<(&Path, f32)> = parts.iter().map(|(dir, scale)| (dir.as_path(), *scale)).collect();
         let id = self.engine.load_joined_adapter(&parts).expect("joined adapters load");
@@ -187,7 +192,9 @@ impl Check {
     }
 
     fn greedy(&mut self, what: &str, expected: &Expected, lora: Lora) {
-        let (Some(prompt), Some(greedy)) = (expected.ids("prompt_ids"), expected.ids("greedy_ids")) else { return };
+        let (Some(prompt), Some(greedy)) = (expected.ids("prompt_ids"), expected.ids("greedy_ids")) else {
+            return;
+        };
         let request = Request { ignore_eos: true, lora, ..Request::new(prompt, greedy.len()) };
         self.tokens(what, &request, &greedy, Finish::Length);
         if let (Some(penalty), Some(ids)) = (expected.floats("penalty"), expected.ids("greedy_penalty_ids")) {
@@ -207,7 +214,8 @@ impl Check {
                 let path = &generation.paths[0];
                 if path.token_ids != expected || path.finish != finish {
                     let (ids, end) = (&path.token_ids, path.finish);
-                    self.failures.push(format!("{} {what}: {ids:?} {end:?}, not {expected:?} {finish:?}", self.name));
+                    self.failures
+                        .push(format!("{} {what}: {ids:?} {end:?}, not {expected:?} {finish:?}", self.name));
                 }
             }
             Err(error) => self.failures.push(format!("{} {what}: {error}", self.name)),

@@ -66,7 +66,11 @@ fn every_op_reads_only_what_earlier_ones_wrote() {
             for op in &plan.ops {
                 assert!(op.inputs.iter().all(|id| written[id.0 as usize]), "{name}: {}", op.name);
                 if let Some(id) = op.output {
-                    assert!(!std::mem::replace(&mut written[id.0 as usize], true), "{name}: {} twice", op.name);
+                    assert!(
+                        !std::mem::replace(&mut written[id.0 as usize], true),
+                        "{name}: {} twice",
+                        op.name
+                    );
                 }
             }
             assert!(written.iter().all(|&w| w), "{name}: a tensor that nobody writes");
@@ -109,7 +113,13 @@ fn step(name: &str) -> Step {
     for (position, &token) in ids.iter().enumerate() {
         let lora = if position % 3 == 0 { LayerMask::NONE } else { LayerMask::ALL }.words();
         step.rows.push(Row { slot: 0, lora, ..Row::prompt(token, position as u32, 1) });
-        let sample = Sample { row: position as u32, sequence: 1, top_p: 1.0, penalty: 1.0, ..bytemuck::Zeroable::zeroed() };
+        let sample = Sample {
+            row: position as u32,
+            sequence: 1,
+            top_p: 1.0,
+            penalty: 1.0,
+            ..bytemuck::Zeroable::zeroed()
+        };
         step.samples.push(sample);
     }
     step
@@ -131,7 +141,8 @@ fn plain_and_fused_plans_compute_the_same_tensors() {
         let fused = Arc::new(plan::fuse(&plain, FUSE));
         for mut backend in backends(CAPACITY) {
             if let Some(adapter) = adapter {
-                let adapter = Adapter::load(&dir(name).join("adapters").join(adapter), &model.spec).expect("loads");
+                let adapter =
+                    Adapter::load(&dir(name).join("adapters").join(adapter), &model.spec).expect("loads");
                 backend.set_slot(0, Some(adapter.factors)).expect("a slot");
             }
             let mut run = |plan: &Arc<Plan>| {
@@ -204,7 +215,8 @@ fn exported_kv_can_be_imported_into_another_sequence() {
 fn costs_add_up() {
     let model = load("llama");
     let plan = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE);
-    let total = |plan: &Plan, shape: &StepShape| -> OpCost { (0..plan.ops.len()).map(|i| plan.cost(i, shape)).sum() };
+    let total =
+        |plan: &Plan, shape: &StepShape| -> OpCost { (0..plan.ops.len()).map(|i| plan.cost(i, shape)).sum() };
     let base = plan.without_lora();
     let one = StepShape::decode(1, 10);
     assert_eq!(total(&base, &one).launches, base.ops.len() as u64);

@@ -71,7 +71,10 @@ fn decoding_token_by_token_agrees_with_the_whole() {
                 let expected = f64::from(row[token as usize] - max) - sum.ln();
                 let scale = row.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
                 let difference = (f64::from(logprob) - expected).abs();
-                assert!(difference <= f64::from(2e-4 * scale), "{name} token {index}: {logprob} not {expected}");
+                assert!(
+                    difference <= f64::from(2e-4 * scale),
+                    "{name} token {index}: {logprob} not {expected}"
+                );
             }
         }
     });
@@ -96,7 +99,8 @@ fn a_masked_layer_equals_an_absent_one_even_when_its_factors_are_nan() {
     on_both(|options| {
         let mut engine = open("llama", options);
         let [nan, without] = poisoned(&engine);
-        let (nan, without) = (engine.add_adapter(nan).expect("a slot"), engine.add_adapter(without).expect("a slot"));
+        let (nan, without) =
+            (engine.add_adapter(nan).expect("a slot"), engine.add_adapter(without).expect("a slot"));
         let only_0 = |adapter| Lora { layers: LayerMask::of([0]), ..Lora::new(adapter) };
         let masked = engine.logits(&ids("llama"), &only_0(nan)).expect("logits");
         let absent = engine.logits(&ids("llama"), &only_0(without)).expect("logits");
@@ -143,12 +147,16 @@ fn a_draw_repeats_and_its_seed_and_path_matter() {
     on_both(|options| {
         let mut engine = open("llama", options);
         let sampling = Sampling { temperature: 1.5, seed: 3, ..Sampling::GREEDY };
-        let request = Request { sampling, paths: 3, ignore_eos: true, ..Request::new(&ids("llama")[..4], 16) };
+        let request =
+            Request { sampling, paths: 3, ignore_eos: true, ..Request::new(&ids("llama")[..4], 16) };
         let first = engine.generate(&request).expect("a generation");
         assert_eq!(first.paths, engine.generate(&request).expect("a generation").paths);
         assert_ne!(first.paths[0].token_ids, first.paths[1].token_ids);
         let other = Request { sampling: Sampling { seed: 4, ..sampling }, ..request };
-        assert_ne!(first.paths[0].token_ids, engine.generate(&other).expect("a generation").paths[0].token_ids);
+        assert_ne!(
+            first.paths[0].token_ids,
+            engine.generate(&other).expect("a generation").paths[0].token_ids
+        );
     });
 }
 
@@ -156,7 +164,8 @@ fn a_draw_repeats_and_its_seed_and_path_matter() {
 fn an_adapter_switched_on_half_way_continues_on_the_base_cache() {
     on_both(|options| {
         let mut engine = open("llama", options);
-        let adapter = engine.load_adapter(model("llama").join("adapters/all-linear"), 1.0).expect("an adapter");
+        let adapter =
+            engine.load_adapter(model("llama").join("adapters/all-linear"), 1.0).expect("an adapter");
         let base = Request { ignore_eos: true, ..Request::new(&ids("llama")[..6], 12) };
         let mut seen = 0;
         let switched = engine
@@ -168,8 +177,13 @@ fn an_adapter_switched_on_half_way_continues_on_the_base_cache() {
         let tokens = &switched.paths[0].token_ids;
         // The switch takes effect at the next row that was not started: at once, or one step later on a GPU.
         let from = |position| Lora { from: ActiveFrom::Position(position), ..Lora::new(adapter) };
-        let candidates = [9, 10, 11].map(|p| engine.generate(&base.clone().with_lora(from(p))).expect("a generation"));
-        assert!(candidates.iter().any(|c| &c.paths[0].token_ids == tokens), "on {:?}: {tokens:?}", options.backend);
+        let candidates =
+            [9, 10, 11].map(|p| engine.generate(&base.clone().with_lora(from(p))).expect("a generation"));
+        assert!(
+            candidates.iter().any(|c| &c.paths[0].token_ids == tokens),
+            "on {:?}: {tokens:?}",
+            options.backend
+        );
         assert_ne!(tokens, &engine.generate(&base).expect("a generation").paths[0].token_ids);
     });
 }
@@ -220,7 +234,10 @@ fn unusable_requests_are_refused_by_name_and_leave_the_engine_usable() {
             (Request::new(vec![1; context + 1], 1), "context"),
             (Request { paths: 0, ..good.clone() }, "paths"),
             (Request { stop: vec!["x".into()], ..good.clone() }, "tokenizer"),
-            (Request { sampling: Sampling { temperature: f32::NAN, ..Sampling::GREEDY }, ..good.clone() }, "temperature"),
+            (
+                Request { sampling: Sampling { temperature: f32::NAN, ..Sampling::GREEDY }, ..good.clone() },
+                "temperature",
+            ),
             (Request { sampling: Sampling { top_p: 0.0, ..Sampling::GREEDY }, ..good.clone() }, "top-p"),
         ];
         let before = engine.generate(&good).expect("a generation").paths;

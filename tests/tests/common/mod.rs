@@ -39,7 +39,14 @@ impl Expected {
 
 /// An engine for tests: checked shaders, few sequences.
 pub fn options(backend: BackendChoice) -> EngineOptions {
-    EngineOptions { backend, sequences: 4, context: 64, checked: true, threads: Some(2), ..EngineOptions::default() }
+    EngineOptions {
+        backend,
+        sequences: 4,
+        context: 64,
+        checked: true,
+        threads: Some(2),
+        ..EngineOptions::default()
+    }
 }
 
 /// The engine, or `None` (with the reason printed) where it needs a GPU and there is none.
