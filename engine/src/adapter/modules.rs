@@ -78,6 +78,7 @@ pub(super) fn shape(target: Target, spec: &Spec) -> [usize; 2] {
         Target::ProjectIn => [spec.width, spec.embed_width],
         Target::ProjectOut => [spec.embed_width, spec.width],
         Target::Head => [spec.vocab, spec.embed_width],
+        Target::Embed => [spec.embed_width, spec.vocab],
     }
 }
 
