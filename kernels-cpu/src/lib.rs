@@ -20,6 +20,7 @@ pub mod embed;
 pub mod gate_up;
 pub mod kv_write;
 pub mod lora_down;
+pub mod lora_embed;
 pub mod lora_up;
 pub mod norm;
 pub mod project;

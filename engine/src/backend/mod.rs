@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod gpu;
 mod limits;
 mod plan_check;
+mod select;
 pub(crate) mod validate;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use wattle_shaders::{Row, Sample, Sampled};
 
 pub use limits::Limits;
+pub use select::create;
 
 use crate::adapter::Factors;
 use crate::error::Result;

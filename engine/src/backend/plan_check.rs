@@ -39,7 +39,7 @@ pub(crate) fn plan(plan: &Plan) -> Result<()> {
         let fits = match op.kind {
             OpKind::Select => extents == [Extent::Rows, Extent::Samples],
             OpKind::Sample => extents == [Extent::Samples],
-            OpKind::Embed { .. } | OpKind::KvWrite { .. } | OpKind::RopeKv(_) => {
+            OpKind::Embed { .. } | OpKind::LoraEmbed { .. } | OpKind::KvWrite { .. } | OpKind::RopeKv(_) => {
                 extents.iter().all(|&e| e == Extent::Rows)
             }
             _ => extents.windows(2).all(|pair| pair[0] == pair[1]),
@@ -75,6 +75,7 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
             (inputs, rows, matrix(&p.weight) && vector(&p.bias, rows) && site)
         }
         OpKind::LoraDown { site } => (vec![site.cols], site.t_width(), true),
+        OpKind::LoraEmbed { site } => (vec![], site.t_width(), site.cols >= plan.vocab),
         OpKind::LoraUp { site } => (vec![first, site.t_width()], first, site_fits(site, first)),
         OpKind::Rope { heads, head_dim } => (vec![heads * head_dim], heads * head_dim, rotates(*head_dim)),
         OpKind::KvWrite { layer } => return layer_exists(*layer).then(|| (vec![kv.width(); 2], None)),

@@ -66,7 +66,16 @@ impl Builder<'_> {
     fn embed(&mut self, weights: &Weights) -> TensorId {
         let table = Arc::clone(&weights.embed);
         let shape = (Extent::Rows, table.cols);
-        let mut x = self.op("embed".into(), OpKind::Embed { table }, &[], Some(shape));
+        let (vocab, width) = (table.rows, table.cols);
+        let carries_lora = self.lora.outside && self.lora.slots > 0 && self.lora.rank > 0;
+        let name = if carries_lora { "embed.base" } else { "embed" };
+        let mut x = self.op(name.into(), OpKind::Embed { table }, &[], Some(shape));
+        if carries_lora {
+            let site = self.site(OUTSIDE_LAYERS, Target::Embed, [width, vocab]);
+            let gather = OpKind::LoraEmbed { site: Arc::clone(&site) };
+            let t = self.op("embed.lora_embed".into(), gather, &[], Some((Extent::Rows, site.t_width())));
+            x = self.map("embed".into(), OpKind::LoraUp { site }, &[x, t], width);
+        }
         if let Some(linear) = &weights.project_in {
             x = self.project("project_in", OUTSIDE_LAYERS, Target::ProjectIn, linear, x);
         }
@@ -87,15 +96,21 @@ impl Builder<'_> {
             activation: None,
             residual: false,
         };
-        if self.lora.slots == 0 || self.lora.rank == 0 {
+        let has_site = layer != OUTSIDE_LAYERS || self.lora.outside;
+        if self.lora.slots == 0 || self.lora.rank == 0 || !has_site {
             return self.map(name.into(), OpKind::Project(project), &[x], rows);
         }
         let y = self.map(format!("{name}.base"), OpKind::Project(project), &[x], rows);
-        let targets = vec![SiteTarget { target, rows, start: 0 }];
-        let site = Arc::new(Site { layer, cols: linear.weight.cols, targets, capacity: self.lora });
+        let site = self.site(layer, target, [rows, linear.weight.cols]);
         let down = OpKind::LoraDown { site: Arc::clone(&site) };
         let t = self.map(format!("{name}.lora_down"), down, &[x], site.t_width());
         self.map(name.into(), OpKind::LoraUp { site }, &[y, t], rows)
+    }
+
+    /// A site of one target with factors B: \[rows, rank\] and A: \[rank, cols\].
+    fn site(&self, layer: u32, target: Target, [rows, cols]: [usize; 2]) -> Arc<Site> {
+        let targets = vec![SiteTarget { target, rows, start: 0 }];
+        Arc::new(Site { layer, cols, targets, capacity: self.lora })
     }
 
     fn norm(&mut self, name: String, weights: &NormWeights, x: TensorId) -> TensorId {

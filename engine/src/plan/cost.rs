@@ -79,6 +79,7 @@ impl<'a> Coster<'a> {
                 cost + g.lora.as_ref().map(|site| self.lora_up(site)).unwrap_or_default()
             }
             OpKind::LoraDown { site } => self.lora_down(site),
+            OpKind::LoraEmbed { site } => self.lora_embed(site),
             OpKind::LoraUp { site } => self.elementwise(1) + self.lora_up(site),
             OpKind::Rope { heads, .. } => {
                 let rotated = *heads as u64 * self.pairs() * 2;
@@ -183,6 +184,21 @@ impl<'a> Coster<'a> {
             cost.flops += 2 * rows * targets * rank * cols;
         }
         cost.lora_flops = cost.flops;
+        cost
+    }
+
+    /// t = a column of A per active row, each distinct one read once.
+    fn lora_embed(&self, site: &Site) -> OpCost {
+        let mut cost = OpCost::default();
+        let active = self.rows.iter().filter(|row| row.lora >> site.layer.min(127) & 1 == 1);
+        let columns: BTreeSet<(u32, u32)> =
+            active.clone().filter_map(|row| Some((row.slot?, row.token))).collect();
+        for (slot, _) in columns {
+            cost.lora_bytes += self.rank(slot, site) * F32;
+        }
+        for slot in active.filter_map(|row| row.slot) {
+            cost.activation_write_bytes += self.rank(slot, site) * F32;
+        }
         cost
     }
 

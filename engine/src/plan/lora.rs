@@ -14,7 +14,7 @@ impl Plan {
             let site = match &mut inner.kind {
                 OpKind::Project(project) => project.lora.take(),
                 OpKind::GateUp(gate_up) => gate_up.lora.take(),
-                OpKind::LoraDown { .. } => {
+                OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. } => {
                     *op = None;
                     continue;
                 }
@@ -32,17 +32,19 @@ impl Plan {
     pub fn with_lora_capacity(&self, capacity: LoraCapacity) -> Plan {
         let mut plan = self.clone();
         for op in &mut plan.ops {
-            let (OpKind::LoraDown { site } | OpKind::LoraUp { site }) = &mut op.kind else {
-                if let OpKind::Project(super::Project { lora: Some(site), .. })
-                | OpKind::GateUp(super::GateUp { lora: Some(site), .. }) = &mut op.kind
-                {
-                    *site = resized(site, capacity);
+            let site = match &mut op.kind {
+                OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => {
+                    Some(site)
                 }
-                continue;
+                OpKind::Project(project) => project.lora.as_mut(),
+                OpKind::GateUp(gate_up) => gate_up.lora.as_mut(),
+                _ => None,
             };
-            *site = resized(site, capacity);
-            if let (OpKind::LoraDown { site }, Some(t)) = (&op.kind, op.output) {
-                plan.tensors[t.0 as usize].width = site.t_width();
+            let Some(site) = site else { continue };
+            *site = Arc::new(Site { capacity, ..(**site).clone() });
+            let t_width = site.t_width();
+            if let (OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. }, Some(t)) = (&op.kind, op.output) {
+                plan.tensors[t.0 as usize].width = t_width;
             }
         }
         plan
@@ -53,10 +55,6 @@ impl Plan {
         let sites = (0..self.ops.len()).filter_map(|index| self.site(index));
         sites.map(|site| site.b_len() as u64 * 4).max().unwrap_or(0)
     }
-}
-
-fn resized(site: &Site, capacity: LoraCapacity) -> Arc<Site> {
-    Arc::new(Site { capacity, ..site.clone() })
 }
 
 impl Graph {

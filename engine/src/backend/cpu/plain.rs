@@ -8,7 +8,9 @@ use wattle_kernels_cpu::project::{self, Project};
 use wattle_kernels_cpu::rope::{self, Angles};
 use wattle_kernels_cpu::rope_kv::{self, RopeKv};
 use wattle_kernels_cpu::{Class, Counts, Lora, Pair, Read, Tally, Target, View, Weight, Write};
-use wattle_kernels_cpu::{activate, add, add_position, embed, lora_down, lora_up, sample, select};
+use wattle_kernels_cpu::{
+    activate, add, add_position, embed, lora_down, lora_embed, lora_up, sample, select,
+};
 use wattle_policy::OpCost;
 use wattle_shaders::Sampled;
 
@@ -129,6 +131,9 @@ pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> R
         }
         OpKind::LoraDown { site } => {
             lora_down::plain(rows, &lora(site, &views.factors(&io, site)), x(0), y);
+        }
+        OpKind::LoraEmbed { site } => {
+            lora_embed::plain(rows, &lora(site, &views.factors(&io, site)), io.states, y);
         }
         OpKind::LoraUp { site } => {
             lora_up::plain(rows, width, &lora(site, &views.factors(&io, site)), x(0), x(1), y);
