@@ -155,7 +155,12 @@ pub fn site(cols: usize, outputs: &[usize]) -> Arc<Site> {
         SiteTarget { target, rows, start: start - rows }
     };
     let targets = names.iter().zip(outputs).map(target).collect();
-    Arc::new(Site { layer: LAYER, cols, targets, capacity: LoraCapacity { slots: 4, rank: 6 } })
+    Arc::new(Site {
+        layer: LAYER,
+        cols,
+        targets,
+        capacity: LoraCapacity { slots: 4, rank: 6, outside: true },
+    })
 }
 
 /// Slot 0 has the highest rank everywhere; slot 1 rank 1 to 3, and nothing for the second target; slot 2 is empty;

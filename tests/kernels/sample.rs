@@ -86,16 +86,19 @@ fn case(name: &str, vocab: usize, rule: impl Fn(&mut Sample)) -> Case {
             rule(&mut sample);
             let column = row.token as usize % COLUMNS;
             let logits = &columns[column * vocab..][..vocab];
-            let state = &mut states[row.sequence as usize];
-            samples.push(clear(sample, logits, state, random));
+            samples.push(clear(sample, logits, &states[row.sequence as usize], random));
         }
+        for (sample, token) in &samples {
+            states[sample.sequence as usize].draw(*token);
+        }
+        let samples = samples.into_iter().map(|(sample, _)| sample).collect();
         acts.push(Act::Submit(Step { rows, samples }));
     }
     finish(format!("{name}, vocabulary of {vocab}"), plan(vocab, &columns), acts)
 }
 
-/// Gives the sample a seed whose draw is clear of every border, and makes the draw.
-fn clear(mut sample: Sample, logits: &[f32], state: &mut State, random: &mut Random) -> Sample {
+/// Gives the sample a seed whose draw is clear of every border; also returns the draw.
+fn clear(mut sample: Sample, logits: &[f32], state: &State, random: &mut Random) -> (Sample, u32) {
     let masses = masses(&sample, logits, state);
     let total: f64 = masses.iter().sum();
     loop {
@@ -114,8 +117,7 @@ fn clear(mut sample: Sample, logits: &[f32], state: &mut State, random: &mut Ran
                 sum += mass / total;
                 sum > u
             });
-            state.draw(drawn.unwrap_or(0) as u32);
-            return sample;
+            return (sample, drawn.unwrap_or(0) as u32);
         }
     }
 }
@@ -128,14 +130,14 @@ fn ties() -> Case {
         .map(|i| if [3, 70, 90, 129].contains(&(i % vocab)) { 2.0 } else { -1.0 })
         .collect();
     let rows: Vec<Row> = (0..9).map(|i| Row::prompt(i, i / 3, i % 3)).collect();
-    let mut states = vec![State::default(); 3];
+    let state = State::default();
     let sample = |(index, row): (usize, &Row)| {
         let sample = match index % 3 {
             0 => greedy(index, row),
             1 => Sample { temperature: 1.0, top_k: 2, ..greedy(index, row) },
             _ => Sample { temperature: 1.0, top_p: 0.3, ..greedy(index, row) },
         };
-        clear(sample, &columns[..vocab], &mut states[row.sequence as usize], random)
+        clear(sample, &columns[..vocab], &state, random).0
     };
     let samples = rows.iter().enumerate().map(sample).collect();
     finish("ties".into(), plan(vocab, &columns), vec![Act::Submit(Step { rows, samples })])
