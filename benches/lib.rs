@@ -5,7 +5,7 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Step};
 use wattle_engine::model::{Dtype, Model};
-use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
+use wattle_engine::plan::{self, Extent, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, EngineOptions, LayerMask, Row, Sample};
 use wattle_policy::{CostSource, RowShape, StepShape};
 
@@ -41,7 +41,11 @@ pub fn bench_kernel(c: &mut Criterion, kernel: &str, measured: &[Rows]) {
             let (step, shape) = step(rows);
             group.throughput(Throughput::Bytes(bench.plan.cost(bench.op, &shape).dram_bytes()));
             let id = BenchmarkId::new(bench.name.clone(), format!("{}r@{}", rows.rows, rows.depth));
-            let doors = Doors { range: bench.op..bench.op + 1, ..Doors::default() };
+            let range = bench.op..bench.op + 1;
+            // Every row is sampled, so all tensors have as many lines.
+            let zeros = |id| (id, vec![0.0; step.rows.len() * bench.plan.tensor(id).width]);
+            let import = bench.plan.live_in(range.clone()).into_iter().map(zeros).collect();
+            let doors = Doors { range, import, taps: Vec::new() };
             group.bench_function(id, |b| b.iter(|| bench.backend.run(bench.handle, &step, &doors)));
         }
     }

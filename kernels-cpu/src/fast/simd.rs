@@ -23,20 +23,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// a · b + c, rounded as [`Self::fma`] rounds.
     fn mul_add(self, a: f32, b: f32, c: f32) -> f32;
 
-    /// The sum of the lanes, in a fixed tree.
-    #[inline(always)]
-    fn sum(self, vector: Self::Vector) -> f32 {
-        let mut lanes = [0.0; LANES];
-        self.store(vector, &mut lanes);
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] += lanes[i + half];
-            }
-            half /= 2;
-        }
-        lanes[0]
-    }
+    /// The sum of the lanes in a fixed tree: the upper half is added to the lower, until one is left.
+    fn sum(self, vector: Self::Vector) -> f32;
 }
 
 /// Elements that vectors are loaded from.
@@ -113,6 +101,15 @@ impl Simd for Portable {
         // f32::mul_add would be a call into the C library.
         a * b + c
     }
+    #[inline(always)]
+    fn sum(self, mut lanes: Self::Vector) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+        }
+        lanes[0]
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -121,11 +118,11 @@ mod x86 {
 
     use super::{LANES, Simd, bf16, f16};
 
-    /// AVX2, FMA and F16C. Made only by [`super::run`], where the machine has them.
+    /// AVX2, FMA and F16C. Made only where the machine has them.
     #[derive(Clone, Copy)]
     pub struct Avx2(pub(super) ());
 
-    /// AVX-512F besides. Made only by [`super::run`], where the machine has it.
+    /// AVX-512F besides. Made only where the machine has it.
     #[derive(Clone, Copy)]
     pub struct Avx512(pub(super) ());
 
@@ -152,17 +149,16 @@ mod x86 {
         fn load_f16(self, values: &[f16; LANES]) -> Self::Vector {
             let p = values.as_ptr().cast::<__m128i>();
             // SAFETY: `self` proves F16C; both unaligned halves lie in the 32 bytes.
-            unsafe { [0, 1].map(|i| _mm256_cvtph_ps(_mm_loadu_si128(p.add(i)))) }
+            unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))] }
         }
         #[inline(always)]
         fn load_bf16(self, values: &[bf16; LANES]) -> Self::Vector {
             let p = values.as_ptr().cast::<__m128i>();
             // SAFETY: `self` proves AVX2; both unaligned halves lie in the 32 bytes.
             unsafe {
-                [0, 1].map(|i| {
-                    let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(i)));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
-                })
+                let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)));
+                let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1))));
+                [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
             }
         }
         #[inline(always)]
@@ -182,6 +178,16 @@ mod x86 {
         #[inline(always)]
         fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
+        }
+        #[inline(always)]
+        fn sum(self, [low, high]: Self::Vector) -> f32 {
+            // SAFETY: `self` proves AVX2.
+            unsafe {
+                let eight = _mm256_add_ps(low, high);
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
         }
     }
 
@@ -229,6 +235,15 @@ mod x86 {
         #[inline(always)]
         fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
+        }
+        #[inline(always)]
+        fn sum(self, vector: Self::Vector) -> f32 {
+            // SAFETY: `self` proves AVX-512F; the cast only renames the bits.
+            let halves = unsafe {
+                let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(vector));
+                [_mm512_castps512_ps256(vector), _mm256_castpd_ps(high)]
+            };
+            Avx2(()).sum(halves)
         }
     }
 }
@@ -294,6 +309,9 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             let numbers: [f32; LANES] = std::array::from_fn(|i| i as f32 - 3.5);
+            // Each addition rounds: only the documented order gives this sum.
+            let uneven = numbers.map(|x| x / 3.0);
+            assert_eq!(simd.sum(simd.load(&uneven)).to_bits(), Portable.sum(uneven).to_bits());
             let ones = simd.splat(1.0);
             for vector in [
                 simd.load(&numbers),

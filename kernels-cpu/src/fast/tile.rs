@@ -53,6 +53,8 @@ pub(super) fn products<S: Simd, E: Element>(
 }
 
 /// The products of W rows and X lines at once, so that each is loaded once for all.
+///
+/// Plain loops: vectors do not get inlined out of closures that go through library functions.
 #[inline(always)]
 fn tile<S: Simd, E: Element, const W: usize, const X: usize>(
     simd: S,
@@ -61,24 +63,25 @@ fn tile<S: Simd, E: Element, const W: usize, const X: usize>(
     mut out: impl FnMut(usize, usize, f32),
 ) {
     let mut sums = [[simd.zero(); W]; X];
-    let rows = rows.map(|row| row.as_chunks::<LANES>());
-    let lines = lines.map(|line| line.as_chunks::<LANES>());
-    let chunks = rows.iter().map(|row| row.0.len()).chain(lines.iter().map(|line| line.0.len())).min();
-    for chunk in 0..chunks.unwrap_or(0) {
-        let weights = rows.map(|row| E::load(simd, &row.0[chunk]));
+    let (rows, row_rests) = split(rows);
+    let (lines, line_rests) = split(lines);
+    for chunk in 0..rows[0].len() {
+        let mut weights = [simd.zero(); W];
+        for (weight, row) in weights.iter_mut().zip(&rows) {
+            *weight = E::load(simd, &row[chunk]);
+        }
         for (sums, line) in sums.iter_mut().zip(&lines) {
-            let x = simd.load(&line.0[chunk]);
-            for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                *sum = simd.fma(weight, x, *sum);
+            let x = simd.load(&line[chunk]);
+            for (sum, weight) in sums.iter_mut().zip(&weights) {
+                *sum = simd.fma(*weight, x, *sum);
             }
         }
     }
-    if lines.iter().any(|line| !line.1.is_empty()) {
-        let weights = rows.map(|row| E::load(simd, &padded(row.1)));
-        for (sums, line) in sums.iter_mut().zip(&lines) {
-            let x = simd.load(&padded(line.1));
-            for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                *sum = simd.fma(weight, x, *sum);
+    if !row_rests[0].is_empty() {
+        for (sums, line) in sums.iter_mut().zip(&line_rests) {
+            let x = simd.load(&padded(line));
+            for (sum, row) in sums.iter_mut().zip(&row_rests) {
+                *sum = simd.fma(E::load(simd, &padded(row)), x, *sum);
             }
         }
     }
@@ -87,6 +90,19 @@ fn tile<S: Simd, E: Element, const W: usize, const X: usize>(
             out(w, x, simd.sum(sum));
         }
     }
+}
+
+/// Equally long slices as whole vectors, as many of each, and what is left.
+#[inline(always)]
+fn split<E, const N: usize>(slices: [&[E]; N]) -> ([&[[E; LANES]]; N], [&[E]; N]) {
+    let (mut chunks, mut rests): ([&[[E; LANES]]; N], [&[E]; N]) = ([&[]; N], [&[]; N]);
+    let count = slices[0].len() / LANES;
+    for (slice, (chunks, rest)) in slices.into_iter().zip(chunks.iter_mut().zip(&mut rests)) {
+        let (all, left) = slice.as_chunks();
+        // The same length for all, said so that loops over it need no checks.
+        (*chunks, *rest) = (&all[..count], left);
+    }
+    (chunks, rests)
 }
 
 /// The last elements of a row, with zeros behind them.
