@@ -180,7 +180,7 @@ impl Pattern {
         if text.len() > MAX_PATTERN_BYTES {
             return Err(wrong(format!("{} bytes (at most {MAX_PATTERN_BYTES})", text.len())));
         }
-        let mut builder = RegexBuilder::new(full);
+        let mut builder = RegexBuilder::new(&end_of_text(full));
         let builder = builder.backtrack_limit(MAX_STEPS).delegate_size_limit(MAX_COMPILED_BYTES);
         let regex = builder.build().map_err(|e| wrong(e.to_string()))?;
         Ok(Self { regex, path: config.path.clone(), field })
@@ -191,4 +191,15 @@ impl Pattern {
             |e| Error::field(&self.path, self.field, format!("{e} on {name}; expected a simpler pattern"));
         self.regex.captures(name).map_err(failed)
     }
+}
+
+/// A Python pattern with its `\Z` written as `\z`; the rest of what configs use is written alike.
+fn end_of_text(pattern: &str) -> String {
+    let mut escaped = false;
+    let letter = |c| {
+        let end = escaped && c == 'Z';
+        escaped = !escaped && c == '\\';
+        if end { 'z' } else { c }
+    };
+    pattern.chars().map(letter).collect()
 }
