@@ -5,10 +5,9 @@ use std::path::Path;
 
 use super::config::Config;
 use super::modules::{self, Linear, Module};
-use super::read::TensorFile;
 use super::rules::Rules;
 use super::{ActivationRule, Factors, Pair};
-use crate::model::Spec;
+use crate::model::{Spec, TensorFile, to_f32};
 use crate::{Error, Result};
 
 /// Factors and activation rule of the adapter in `dir`.
@@ -19,8 +18,8 @@ pub(super) fn load(dir: &Path, spec: &Spec) -> Result<(Factors, ActivationRule)>
     let loader = Loader { file: &file, rules: &rules, spec };
     let mut factors = Factors::default();
     for (module, keys) in loader.modules()? {
-        if let Some(linear) = loader.find(&module)? {
-            loader.add(&module, &keys, &linear, &mut factors)?;
+        if let Some(linear) = loader.find(module)? {
+            loader.add(module, &keys, &linear, &mut factors)?;
         }
     }
     if factors.pairs.is_empty() {
@@ -46,9 +45,9 @@ fn open(dir: &Path) -> Result<TensorFile> {
 
 /// The names of a module's tensors in the file.
 #[derive(Default)]
-struct Keys {
-    a: Option<String>,
-    b: Option<String>,
+struct Keys<'a> {
+    a: Option<&'a str>,
+    b: Option<&'a str>,
 }
 
 /// What is needed to place and read factors.
@@ -58,19 +57,19 @@ struct Loader<'a> {
     spec: &'a Spec,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     fn wrong(&self, name: &str, reason: impl ToString) -> Error {
         Error::field(self.file.path(), name, reason)
     }
 
     /// The file's factors, by the name of their module.
-    fn modules(&self) -> Result<BTreeMap<String, Keys>> {
-        let mut modules: BTreeMap<String, Keys> = BTreeMap::new();
+    fn modules(&self) -> Result<BTreeMap<&'a str, Keys<'a>>> {
+        let mut modules: BTreeMap<&str, Keys> = BTreeMap::new();
         for key in self.file.names() {
-            let name = key.strip_prefix("base_model.model.").unwrap_or(&key);
+            let name = key.strip_prefix("base_model.model.").unwrap_or(key);
             let (module, tail) = name.rsplit_once(".lora_").unwrap_or((name, ""));
             let refused =
-                |what: &str| Err(self.wrong(&key, format!("{what} is not supported, plain LoRA is")));
+                |what: &str| Err(self.wrong(key, format!("{what} is not supported; plain LoRA is")));
             let half = match tail.split('.').collect::<Vec<_>>()[..] {
                 _ if key.ends_with(".bias") => return refused("bias training"),
                 _ if key.contains(".modules_to_save.") => return refused("modules_to_save"),
@@ -78,15 +77,15 @@ impl Loader<'_> {
                 ["diag", ..] => return refused("KaSA"),
                 ["embedding_A" | "embedding_B", ..] => return refused("LoRA on an embedding"),
                 // Some writers keep the adapter's name between lora_A and weight.
-                ["A", "weight"] | ["A", _, "weight"] => &mut modules.entry(module.into()).or_default().a,
-                ["B", "weight"] | ["B", _, "weight"] => &mut modules.entry(module.into()).or_default().b,
+                ["A", "weight"] | ["A", _, "weight"] => &mut modules.entry(module).or_default().a,
+                ["B", "weight"] | ["B", _, "weight"] => &mut modules.entry(module).or_default().b,
                 _ => {
-                    self.check_other(&key)?;
+                    self.check_other(key)?;
                     continue;
                 }
             };
-            if let Some(other) = half.replace(key.clone()) {
-                return Err(self.wrong(&key, format!("the same factor as {other}, expected one of them")));
+            if let Some(other) = half.replace(key) {
+                return Err(self.wrong(key, format!("the same factor as {other}, expected one of them")));
             }
         }
         Ok(modules)
@@ -137,7 +136,7 @@ impl Loader<'_> {
 
     /// Adds the factors of a module: A is \[rank, cols\], B \[rows, rank\].
     fn add(&self, module: &str, keys: &Keys, linear: &Linear, factors: &mut Factors) -> Result<()> {
-        let (a, b) = match (&keys.a, &keys.b) {
+        let (a, b) = match (keys.a, keys.b) {
             (Some(a), Some(b)) => (a, b),
             (None, _) => return Err(self.wrong(module, "lora_B without lora_A, expected both")),
             (_, None) => return Err(self.wrong(module, "lora_A without lora_B, expected both")),
@@ -165,6 +164,7 @@ impl Loader<'_> {
                 format!("shape {found:?}, expected {expected:?} (rank {rank} by adapter_config.json)");
             return Err(self.wrong(key, reason));
         }
-        self.file.values(key)
+        let (dtype, data) = self.file.tensor(key, &expected)?;
+        Ok(to_f32(data.as_ref(), dtype))
     }
 }

@@ -2,11 +2,10 @@
 
 mod config;
 mod factors;
-mod fields;
 mod join;
 mod load;
 mod modules;
-mod read;
+mod ordered;
 mod rules;
 
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::config::Config;
-use super::fields::Strings;
+use super::config::{Config, Strings};
 use crate::model::Family;
 use crate::{Error, Result};
 

@@ -50,6 +50,16 @@ impl TensorFile {
         Ok(Self { path: path.to_path_buf(), data, tensors })
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of all tensors, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// The shape of the tensor `name`, if there is one.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|info| info.shape.as_slice())
@@ -73,6 +83,16 @@ impl TensorFile {
         let data =
             self.data.slice(start, end - start).ok_or_else(|| error("lies outside the file".into()))?;
         Ok((dtype, data))
+    }
+}
+
+/// Elements as f32, which holds all values of the other types.
+pub(crate) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let halves = || bytes.as_chunks().0.iter().copied();
+    match dtype {
+        Dtype::F32 => bytes.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect(),
+        Dtype::F16 => halves().map(|x| half::f16::from_le_bytes(x).to_f32()).collect(),
+        Dtype::Bf16 => halves().map(|x| half::bf16::from_le_bytes(x).to_f32()).collect(),
     }
 }
 
