@@ -7,6 +7,8 @@ mod load;
 mod modules;
 mod ordered;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
