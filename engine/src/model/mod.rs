@@ -9,6 +9,8 @@ mod rope;
 mod shapes;
 mod spec;
 mod tensors;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::path::{Path, PathBuf};
