@@ -70,7 +70,7 @@ const REFUSED_OBJECTS: [(&str, &str); 3] =
 /// Other options that are known. Those that nothing here reads are about the file, initialization, training or other
 /// runtimes: VeLoRA changes only the backward pass, MonteCLoRA samples only in training, and `fan_in_fan_out` says how
 /// the base stores its weights, which the base's own loader knows.
-#[rustfmt::skip]
+#[rustfmt::skip] // one name a line would take a page
 const KNOWN: [&str; 35] = [
     "alora_invocation_tokens", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
     "enable_lora", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",

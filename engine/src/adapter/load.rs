@@ -15,13 +15,14 @@ pub(super) fn load(dir: &Path, spec: &Spec) -> Result<(Factors, ActivationRule)>
     let config = Config::read(&dir.join("adapter_config.json"))?;
     let rules = Rules::new(&config, spec.family)?;
     let file = open(dir)?;
-    let loader = Loader { file: &file, rules: &rules, spec };
+    let mut loader = Loader { file: &file, rules: &rules, spec, ignored: BTreeMap::new() };
     let mut factors = Factors::default();
     for (module, keys) in loader.modules()? {
         if let Some(linear) = loader.find(module)? {
             loader.add(module, &keys, &linear, &mut factors)?;
         }
     }
+    loader.warn();
     if factors.pairs.is_empty() {
         let reason = "no factors for a module that adapter_config.json targets and the model has; \
                       expected names like base_model.model.<module>.lora_A.weight";
@@ -55,6 +56,8 @@ struct Loader<'a> {
     file: &'a TensorFile,
     rules: &'a Rules,
     spec: &'a Spec,
+    /// Names of modules and tensors that were ignored, by the reason.
+    ignored: BTreeMap<&'static str, Vec<&'a str>>,
 }
 
 impl<'a> Loader<'a> {
@@ -62,8 +65,19 @@ impl<'a> Loader<'a> {
         Error::field(self.file.path(), name, reason)
     }
 
+    fn ignore(&mut self, name: &'a str, reason: &'static str) {
+        self.ignored.entry(reason).or_default().push(name);
+    }
+
+    fn warn(&self) {
+        for (reason, names) in &self.ignored {
+            let (path, count, first) = (self.file.path().display(), names.len(), names.first());
+            tracing::warn!("{path}: {count} ignored, {reason}: {}, …", first.unwrap_or(&""));
+        }
+    }
+
     /// The file's factors, by the name of their module.
-    fn modules(&self) -> Result<BTreeMap<&'a str, Keys<'a>>> {
+    fn modules(&mut self) -> Result<BTreeMap<&'a str, Keys<'a>>> {
         let mut modules: BTreeMap<&str, Keys> = BTreeMap::new();
         for key in self.file.names() {
             let name = key.strip_prefix("base_model.model.").unwrap_or(key);
@@ -93,11 +107,11 @@ impl<'a> Loader<'a> {
 
     /// Looks at a tensor that is not a factor. PEFT saves the base's embedding or head beside the factors where it is
     /// a target or was resized; resized, it does not belong to this model.
-    fn check_other(&self, key: &str) -> Result<()> {
+    fn check_other(&mut self, key: &'a str) -> Result<()> {
         let module = key.strip_suffix(".weight").unwrap_or(key);
         let module = module.strip_suffix(".base_layer").unwrap_or(module);
         if !["embed_tokens", "wte", "lm_head"].iter().any(|end| module.ends_with(end)) {
-            tracing::warn!("{}: {key}: not a factor of LoRA, ignored", self.file.path().display());
+            self.ignore(key, "no factor of LoRA");
             return Ok(());
         }
         let expected = [self.spec.vocab, self.spec.embed_width];
@@ -111,17 +125,15 @@ impl<'a> Loader<'a> {
     }
 
     /// The module in the model; `None` where its factors are to be ignored, as by PEFT.
-    fn find(&self, module: &str) -> Result<Option<Linear>> {
-        let ignore = |why: &str| {
-            tracing::warn!("{}: {module}: {why}, ignored", self.file.path().display());
-            Ok(None)
-        };
+    fn find(&mut self, module: &'a str) -> Result<Option<Linear>> {
         let found = modules::find(module, self.spec);
         if found == Module::NotForText {
-            return ignore("text does not pass through it");
+            self.ignore(module, "text does not pass through it");
+            return Ok(None);
         }
         if !self.rules.target(module, matches!(&found, Module::Linear(linear) if linear.is_head()))? {
-            return ignore("not a target of adapter_config.json");
+            self.ignore(module, "not a target of adapter_config.json");
+            return Ok(None);
         }
         let (layers, family) = (self.spec.layers, self.spec.family);
         match found {

@@ -174,7 +174,11 @@ impl Pattern {
     fn new(config: &Config, field: &'static str, text: &str, full: &str) -> Result<Self> {
         let wrong = |reason: String| {
             let shown: String = text.chars().take(120).collect();
-            Error::field(&config.path, field, format!("{reason} in {shown:?}; expected a regular expression"))
+            Error::field(
+                &config.path,
+                field,
+                format!("{reason} in {shown:?}; expected a regular expression of usual size"),
+            )
         };
         if text.len() > MAX_PATTERN_BYTES {
             return Err(wrong(format!("{} bytes (at most {MAX_PATTERN_BYTES})", text.len())));
