@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::config::Config;
-use super::fields::Strings;
+use super::config::{Config, Strings};
 use crate::model::Family;
 use crate::{Error, Result};
 
@@ -175,12 +174,16 @@ impl Pattern {
     fn new(config: &Config, field: &'static str, text: &str, full: &str) -> Result<Self> {
         let wrong = |reason: String| {
             let shown: String = text.chars().take(120).collect();
-            Error::field(&config.path, field, format!("{reason} in {shown:?}; expected a regular expression"))
+            Error::field(
+                &config.path,
+                field,
+                format!("{reason} in {shown:?}; expected a regular expression of usual size"),
+            )
         };
         if text.len() > MAX_PATTERN_BYTES {
             return Err(wrong(format!("{} bytes (at most {MAX_PATTERN_BYTES})", text.len())));
         }
-        let mut builder = RegexBuilder::new(full);
+        let mut builder = RegexBuilder::new(&end_of_text(full));
         let builder = builder.backtrack_limit(MAX_STEPS).delegate_size_limit(MAX_COMPILED_BYTES);
         let regex = builder.build().map_err(|e| wrong(e.to_string()))?;
         Ok(Self { regex, path: config.path.clone(), field })
@@ -191,4 +194,15 @@ impl Pattern {
             |e| Error::field(&self.path, self.field, format!("{e} on {name}; expected a simpler pattern"));
         self.regex.captures(name).map_err(failed)
     }
+}
+
+/// A Python pattern with its `\Z` written as `\z`; the rest of what configs use is written alike.
+fn end_of_text(pattern: &str) -> String {
+    let mut escaped = false;
+    let letter = |c| {
+        let end = escaped && c == 'Z';
+        escaped = !escaped && c == '\\';
+        if end { 'z' } else { c }
+    };
+    pattern.chars().map(letter).collect()
 }
