@@ -1,6 +1,8 @@
 //! Damaged, lying and foreign model directories: each answered by one error that names the culprit, quickly and
 //! without large allocation, never by a panic.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,6 +1,7 @@
 //! Loading maps weights: a model of half a billion parameters costs next to no anonymous memory. This test has a
 //! binary of its own, because the measured figure is the process's.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::fs::{self, File};
 use std::io::Write;
