@@ -89,10 +89,13 @@ impl<'a> Loader<'a> {
                 _ if key.contains(".modules_to_save.") => return refused("modules_to_save"),
                 ["magnitude_vector", ..] => return refused("DoRA"),
                 ["diag", ..] => return refused("KaSA"),
-                ["embedding_A" | "embedding_B", ..] => return refused("LoRA on an embedding"),
-                // Some writers keep the adapter's name between lora_A and weight.
-                ["A", "weight"] | ["A", _, "weight"] => &mut modules.entry(module).or_default().a,
-                ["B", "weight"] | ["B", _, "weight"] => &mut modules.entry(module).or_default().b,
+                // Some writers keep the adapter's name between lora_A and weight, or behind lora_embedding_A.
+                ["A", "weight"] | ["A", _, "weight"] | ["embedding_A"] | ["embedding_A", _] => {
+                    &mut modules.entry(module).or_default().a
+                }
+                ["B", "weight"] | ["B", _, "weight"] | ["embedding_B"] | ["embedding_B", _] => {
+                    &mut modules.entry(module).or_default().b
+                }
                 _ => {
                     self.check_other(key)?;
                     continue;
@@ -131,7 +134,7 @@ impl<'a> Loader<'a> {
             self.ignore(module, "text does not pass through it");
             return Ok(None);
         }
-        if !self.rules.target(module, matches!(&found, Module::Linear(linear) if linear.is_head()))? {
+        if !self.rules.target(module, matches!(&found, Module::Linear(linear) if linear.is_vocabulary()))? {
             self.ignore(module, "not a target of adapter_config.json");
             return Ok(None);
         }

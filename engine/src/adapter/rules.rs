@@ -73,15 +73,15 @@ impl Rules {
     ///
     /// # Errors
     /// [`Error::Field`] for a pattern that takes too many steps.
-    pub(super) fn target(&self, name: &str, is_head: bool) -> Result<bool> {
+    pub(super) fn target(&self, name: &str, is_vocabulary: bool) -> Result<bool> {
         if let Some(exclude) = &self.exclude
-            && exclude.matches(name, is_head)?
+            && exclude.matches(name, is_vocabulary)?
         {
             return Ok(false);
         }
         // PEFT looks at the layer only where the end of the name matched, not where all of it did.
         let by_full_name = matches!(&self.targets, Names::List(names) if names.iter().any(|n| n == name));
-        Ok(by_full_name || self.targets.matches(name, is_head)? && self.layer_matches(name)?)
+        Ok(by_full_name || self.targets.matches(name, is_vocabulary)? && self.layer_matches(name)?)
     }
 
     /// Rank of the module `name`: the first entry of rank_pattern that matches the end of it, else r.
@@ -142,7 +142,7 @@ fn first_match<T: Copy>(patterns: &[(Pattern, T)], name: &str, otherwise: T) -> 
 }
 
 enum Names {
-    /// Every projection but the head.
+    /// Every projection but the head; not the embedding.
     AllLinear,
     /// Full names, or the ends of names from a dot on.
     List(Vec<String>),
@@ -151,9 +151,9 @@ enum Names {
 }
 
 impl Names {
-    fn matches(&self, name: &str, is_head: bool) -> Result<bool> {
+    fn matches(&self, name: &str, is_vocabulary: bool) -> Result<bool> {
         match self {
-            Self::AllLinear => Ok(!is_head),
+            Self::AllLinear => Ok(!is_vocabulary),
             Self::List(ends) => Ok(ends.iter().any(|end| {
                 name.strip_suffix(end.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             })),

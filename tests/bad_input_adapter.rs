@@ -138,7 +138,6 @@ fn what_is_not_plain_lora_is_refused_by_name() {
         ("lora_magnitude_vector", "DoRA"),
         ("lora_B.bias", "bias training"),
         ("base_layer.bias", "bias training"),
-        ("lora_embedding_A", "LoRA on an embedding"),
         ("modules_to_save.weight", "modules_to_save"),
     ] {
         weights_refused(weights(&[(&format!("{Q}.{tail}"), &[12])], Dtype::F32), &[tail, what]);
