@@ -4,6 +4,9 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod limits;
+mod plan_check;
+mod select;
+pub(crate) mod validate;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,15 +15,11 @@ use std::sync::Arc;
 use wattle_shaders::{Row, Sample, Sampled};
 
 pub use limits::Limits;
+pub use select::create;
 
 use crate::adapter::Factors;
 use crate::error::Result;
 use crate::plan::{Plan, TensorId};
-
-/// Makes the backend that the options ask for.
-pub fn create(_options: &crate::EngineOptions, _capacity: Capacity) -> Result<Box<dyn Backend>> {
-    Err(crate::Error::device("none", "not there yet"))
-}
 
 /// The rows of a step and which of them are sampled.
 #[derive(Clone, Debug, Default, PartialEq)]
