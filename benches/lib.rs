@@ -61,7 +61,7 @@ struct Bench {
 fn benches(kernel: &str) -> Vec<Bench> {
     let shape = if matches!(kernel, "rope" | "rope_kv" | "gate_up") { GATED_SHAPE } else { SHAPE };
     let Ok(model) = Model::random(shape, Dtype::F16, 1) else { return Vec::new() };
-    let lora = LoraCapacity { slots: 1, rank: RANK, outside: false };
+    let lora = LoraCapacity { slots: 1, rank: RANK, outside: kernel == "lora_embed" };
     let plain = plan::build(&model.spec, &model.weights, lora);
     let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
     let plan = Arc::new(if matches!(kernel, "rope_kv" | "gate_up" | "project") { fused } else { plain });

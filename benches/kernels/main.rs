@@ -9,6 +9,7 @@ mod embed;
 mod gate_up;
 mod kv_write;
 mod lora_down;
+mod lora_embed;
 mod lora_up;
 mod norm;
 mod project;

@@ -6,17 +6,21 @@ use crate::distribution::masses;
 use crate::philox::uniform;
 use crate::{Read, State};
 
-/// `logits` \[samples, vocab\]; `states` has an entry per sequence and takes the drawn token.
+/// `logits` \[samples, vocab\]; `states` has an entry per sequence and takes the drawn tokens. Draws of one step do
+/// not see each other: the penalty meets what was seen before all of them.
 pub fn plain(samples: &[Sample], vocab: usize, logits: &dyn Read, states: &mut [State]) -> Vec<Sampled> {
     let draw = |(line, sample): (usize, &Sample)| {
         let raw: Vec<f32> = (0..vocab).map(|i| logits.get(line * vocab + i)).collect();
-        let state = &mut states[sample.sequence as usize];
+        let state = &states[sample.sequence as usize];
         let valid = raw.iter().all(|logit| logit.is_finite());
         let token = if valid { invert(uniform(sample), &masses(sample, &raw, state)) } else { 0 };
-        state.draw(token as u32);
         Sampled { token: token as u32, logprob: logprob(&raw, token), invalid: u32::from(!valid), _pad: 0 }
     };
-    samples.iter().enumerate().map(draw).collect()
+    let drawn: Vec<Sampled> = samples.iter().enumerate().map(draw).collect();
+    for (sample, sampled) in samples.iter().zip(&drawn) {
+        states[sample.sequence as usize].draw(sampled.token);
+    }
+    drawn
 }
 
 /// Natural log of a token's probability under the raw logits.
