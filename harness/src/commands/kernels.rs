@@ -45,9 +45,8 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         Action::List => wattle_tests::kernels().iter().try_for_each(|(name, _)| Ok(writeln!(out, "{name}")?)),
         Action::Check { name } => check(name.as_deref(), common, out),
         Action::Bench { name } => {
-            let filter: String =
-                chosen(name.as_deref())?.iter().map(|(name, _)| format!(" -- {name}")).collect();
-            let filter = if name.is_some() { filter } else { String::new() };
+            let filter = name.iter().map(|name| format!(" -- {name}")).collect::<String>();
+            chosen(name.as_deref())?;
             Ok(writeln!(out, "kernels are timed by: cargo bench -p wattle-benches --bench kernels{filter}")?)
         }
     }
