@@ -6,6 +6,7 @@
 mod bandwidth;
 mod commands;
 mod common;
+mod devices;
 mod error;
 mod layers;
 mod meter;

@@ -264,6 +264,24 @@ fn table(lines: &[Line]) -> Table {
     table
 }
 
+/// The fields of a [`Line`] in the order of its declaration.
+const FIELDS: [&str; 14] = [
+    "test",
+    "tokens",
+    "paths",
+    "adapters",
+    "rank",
+    "lora_layers",
+    "backend",
+    "device",
+    "quant",
+    "threads",
+    "tokens_per_second",
+    "spread",
+    "bandwidth_share",
+    "peak_bytes",
+];
+
 /// Comma-separated values: the fields of the JSON form under a header.
 fn write_csv(lines: &[Line], out: &mut dyn Write) -> Result<()> {
     let cell = |value: &serde_json::Value| match value {
@@ -271,13 +289,10 @@ fn write_csv(lines: &[Line], out: &mut dyn Write) -> Result<()> {
         serde_json::Value::Null => String::new(),
         other => other.to_string(),
     };
-    for (index, line) in lines.iter().enumerate() {
+    writeln!(out, "{}", FIELDS.join(","))?;
+    for line in lines {
         let value = serde_json::to_value(line).map_err(std::io::Error::from)?;
-        let Some(fields) = value.as_object() else { continue };
-        if index == 0 {
-            writeln!(out, "{}", fields.keys().cloned().collect::<Vec<_>>().join(","))?;
-        }
-        writeln!(out, "{}", fields.values().map(cell).collect::<Vec<_>>().join(","))?;
+        writeln!(out, "{}", FIELDS.map(|field| cell(&value[field])).join(","))?;
     }
     Ok(())
 }

@@ -118,7 +118,7 @@ fn run_task(
         Control::Continue
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    let texts: Vec<&str> = generations.iter().map(|generation| text(generation)).collect();
+    let texts: Vec<&str> = generations.iter().map(text).collect();
     let right: Vec<bool> =
         task.problems.iter().zip(&texts).map(|(problem, text)| problem.is_answered_by(text)).collect();
     let lora_layers = if adapter.is_some() { common.lora_layers.to_string() } else { "none".to_owned() };
