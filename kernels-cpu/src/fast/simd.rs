@@ -9,7 +9,7 @@ pub(super) const LANES: usize = 16;
 pub(super) trait Simd: Copy + Send + Sync {
     /// 16 lanes of f32.
     type Vector: Copy;
-    /// Whether there are registers for tiles of 4 × 4 sums (else 2 × 2).
+    /// Whether there are registers for tiles of 2 × 4 sums (else 2 × 2).
     const WIDE: bool;
 
     fn zero(self) -> Self::Vector;
@@ -23,6 +23,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// a · b + c, rounded as [`Self::fma`] rounds.
     fn mul_add(self, a: f32, b: f32, c: f32) -> f32;
 
+    /// Asks for the memory around an address, which need not be valid, to be fetched.
+    fn prefetch<T>(self, address: *const T);
     /// The sum of the lanes in a fixed tree: the upper half is added to the lower, until one is left.
     fn sum(self, vector: Self::Vector) -> f32;
 }
@@ -102,6 +104,8 @@ impl Simd for Portable {
         a * b + c
     }
     #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+    #[inline(always)]
     fn sum(self, mut lanes: Self::Vector) -> f32 {
         for half in [8, 4, 2, 1] {
             for i in 0..half {
@@ -180,6 +184,11 @@ mod x86 {
             a.mul_add(b, c)
         }
         #[inline(always)]
+        fn prefetch<T>(self, address: *const T) {
+            // SAFETY: a prefetch reads nothing and does not fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
+        #[inline(always)]
         fn sum(self, [low, high]: Self::Vector) -> f32 {
             // SAFETY: `self` proves AVX2.
             unsafe {
@@ -235,6 +244,10 @@ mod x86 {
         #[inline(always)]
         fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
+        }
+        #[inline(always)]
+        fn prefetch<T>(self, address: *const T) {
+            Avx2(()).prefetch(address);
         }
         #[inline(always)]
         fn sum(self, vector: Self::Vector) -> f32 {

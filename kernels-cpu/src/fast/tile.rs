@@ -20,39 +20,37 @@ pub(super) fn products<S: Simd, E: Element>(
     let mut i = 0;
     while i + 4 <= rows {
         let group = [row(i), row(i + 1), row(i + 2), row(i + 3)];
+        let halves = [[group[0], group[1]], [group[2], group[3]]];
         let mut line = 0;
-        if S::WIDE {
-            while line + 4 <= x.len() {
-                tile(simd, group, [x[line], x[line + 1], x[line + 2], x[line + 3]], |w, l, sum| {
-                    out(line + l, i + w, sum);
-                });
-                line += 4;
+        while S::WIDE && line + 4 <= x.len() {
+            let lines = [x[line], x[line + 1], x[line + 2], x[line + 3]];
+            for (half, pair) in halves.into_iter().enumerate() {
+                tile(simd, pair, lines, 4 * stride, |w, l, sum| out(line + l, i + 2 * half + w, sum));
             }
+            line += 4;
         }
         while line + 2 <= x.len() {
-            let lines = [x[line], x[line + 1]];
-            if S::WIDE {
-                tile(simd, group, lines, |w, l, sum| out(line + l, i + w, sum));
-            } else {
-                tile(simd, [group[0], group[1]], lines, |w, l, sum| out(line + l, i + w, sum));
-                tile(simd, [group[2], group[3]], lines, |w, l, sum| out(line + l, i + 2 + w, sum));
+            for (half, pair) in halves.into_iter().enumerate() {
+                let lines = [x[line], x[line + 1]];
+                tile(simd, pair, lines, 4 * stride, |w, l, sum| out(line + l, i + 2 * half + w, sum));
             }
             line += 2;
         }
         if line < x.len() {
-            tile(simd, group, [x[line]], |w, _, sum| out(line, i + w, sum));
+            tile(simd, group, [x[line]], 4 * stride, |w, _, sum| out(line, i + w, sum));
         }
         i += 4;
     }
     while i < rows {
         for (line, x) in x.iter().enumerate() {
-            tile(simd, [row(i)], [*x], |_, _, sum| out(line, i, sum));
+            tile(simd, [row(i)], [*x], stride, |_, _, sum| out(line, i, sum));
         }
         i += 1;
     }
 }
 
-/// The products of W rows and X lines at once, so that each is loaded once for all.
+/// The products of W rows and X lines at once, so that each is loaded once for all; asks for the elements `ahead` of
+/// the rows' to be fetched meanwhile. The sizes in use leave the compiler registers enough for all sums.
 ///
 /// Plain loops: vectors do not get inlined out of closures that go through library functions.
 #[inline(always)]
@@ -60,6 +58,7 @@ fn tile<S: Simd, E: Element, const W: usize, const X: usize>(
     simd: S,
     rows: [&[E]; W],
     lines: [&[f32]; X],
+    ahead: usize,
     mut out: impl FnMut(usize, usize, f32),
 ) {
     let mut sums = [[simd.zero(); W]; X];
@@ -69,6 +68,7 @@ fn tile<S: Simd, E: Element, const W: usize, const X: usize>(
         let mut weights = [simd.zero(); W];
         for (weight, row) in weights.iter_mut().zip(&rows) {
             *weight = E::load(simd, &row[chunk]);
+            simd.prefetch(row[chunk].as_ptr().wrapping_add(ahead));
         }
         for (sums, line) in sums.iter_mut().zip(&lines) {
             let x = simd.load(&line[chunk]);
