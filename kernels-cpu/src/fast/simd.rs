@@ -309,11 +309,27 @@ pub fn instruction_set() -> &'static str {
     "portable"
 }
 
+/// Runs `work` with every instruction set of the machine.
+#[cfg(test)]
+pub(super) fn run_all<W: Work + Copy>(work: W) -> Vec<W::Output> {
+    let mut outputs = vec![work.run(Portable)];
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        outputs.push(work.run(x86::Avx2(())));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_avx512() {
+        outputs.push(work.run(x86::Avx512(())));
+    }
+    outputs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Sums and conversions of every set that the machine has.
+    /// Sums and conversions.
+    #[derive(Clone, Copy)]
     struct Check;
 
     impl Work for Check {
@@ -342,11 +358,6 @@ mod tests {
 
     #[test]
     fn every_instruction_set_computes_the_same() {
-        Check.run(Portable);
-        run(Check);
-        #[cfg(target_arch = "x86_64")]
-        if has_avx2() {
-            Check.run(x86::Avx2(()));
-        }
+        run_all(Check);
     }
 }

@@ -142,3 +142,55 @@ pub(super) fn maximum(values: &[f32]) -> f32 {
     }
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::{Work, run_all};
+    use super::*;
+
+    /// Products of all lines with all rows: \[lines, rows\].
+    #[derive(Clone, Copy)]
+    struct Products<'a> {
+        matrix: &'a [f32],
+        cols: usize,
+        x: &'a [&'a [f32]],
+    }
+
+    impl Work for Products<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let rows = self.matrix.len() / self.cols;
+            let mut sums = vec![f32::NAN; rows * self.x.len()];
+            products(simd, self.matrix, self.cols, rows, self.cols, self.x, &mut |line, row, sum| {
+                sums[line * rows + row] = sum;
+            });
+            sums
+        }
+    }
+
+    #[test]
+    fn tiling_changes_no_bit_on_any_instruction_set() {
+        for (rows, cols, count) in [(1, 1, 1), (4, 16, 4), (7, 33, 9), (11, 130, 6), (5, 15, 3)] {
+            let numbers = |len: usize| (0..len).map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0).collect();
+            let (matrix, x): (Vec<f32>, Vec<f32>) = (numbers(rows * cols), numbers(count * cols));
+            let x: Vec<&[f32]> = x.chunks(cols).collect();
+            let whole = run_all(Products { matrix: &matrix, cols, x: &x });
+            for (line, x) in x.iter().enumerate() {
+                let alone = run_all(Products { matrix: &matrix, cols, x: &[x] });
+                for (whole, alone) in whole.iter().zip(alone) {
+                    assert_eq!(whole[line * rows..][..rows], alone);
+                }
+                for (row, matrix) in matrix.chunks(cols).enumerate() {
+                    let terms = matrix.iter().zip(*x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                    let (exact, sum) = (terms.sum::<f64>(), f64::from(whole[0][line * rows + row]));
+                    assert!((sum - exact).abs() < 1e-5, "{rows} × {cols}: {sum}, expected {exact}");
+                    // The sets with fused multiply-add agree bit for bit.
+                    let fused: Vec<f32> = whole[1..].iter().map(|sums| sums[line * rows + row]).collect();
+                    assert!(fused.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits()));
+                }
+            }
+        }
+    }
+}
