@@ -1,0 +1,149 @@
+//! The KV cache: per layer one buffer of keys and one of values, or several where one binding cannot hold them.
+
+use std::ops::Range;
+
+use wattle_shaders::params;
+
+use super::device::Gpu;
+use crate::backend::Capacity;
+use crate::error::{Error, Result};
+use crate::plan::KvShape;
+
+/// Consecutive cells of a layer. A cell is (key head, sequence): f32 \[positions, head_dim padded to 4\].
+pub(super) struct Cells {
+    pub k: wgpu::Buffer,
+    pub v: wgpu::Buffer,
+    first: usize,
+    count: usize,
+}
+
+/// The cache of all layers.
+pub(super) struct KvCache {
+    pub shape: KvShape,
+    pub layers: Vec<Vec<Cells>>,
+    capacity: Capacity,
+    /// Room for one cell: WebGPU does not copy within one buffer.
+    scratch: wgpu::Buffer,
+}
+
+impl KvCache {
+    pub fn new(gpu: &Gpu, shape: KvShape, capacity: Capacity) -> Result<Self> {
+        let stride = shape.head_dim.next_multiple_of(4);
+        let cell = (capacity.context * stride * 4).max(16);
+        let per_buffer = usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / cell;
+        if per_buffer == 0 {
+            let most = gpu.limits.binding;
+            return Err(gpu.error(format!(
+                "one head's keys for {} positions take {cell} bytes, a binding holds {most}: lower the context",
+                capacity.context
+            )));
+        }
+        let cells = shape.kv_heads * capacity.sequences;
+        let buffers = || -> Result<Vec<Cells>> {
+            let part = |first| {
+                let count = per_buffer.min(cells - first);
+                let k = gpu.storage("keys", (count * cell) as u64)?;
+                let v = gpu.storage("values", (count * cell) as u64)?;
+                Ok(Cells { k, v, first, count })
+            };
+            (0..cells).step_by(per_buffer).map(part).collect()
+        };
+        let layers = (0..shape.layers).map(|_| buffers()).collect::<Result<_>>()?;
+        gpu.check()?;
+        Ok(Self { shape, layers, capacity, scratch: gpu.storage("scratch", cell as u64)? })
+    }
+
+    /// What shaders know of a buffer.
+    pub fn params(&self, cells: &Cells) -> params::Cache {
+        params::Cache {
+            kv_heads: self.shape.kv_heads as u32,
+            head_dim: self.shape.head_dim as u32,
+            sequences: self.capacity.sequences as u32,
+            positions: self.capacity.context as u32,
+            first: cells.first as u32,
+            cells: cells.count as u32,
+            _pad: 0,
+            _pad2: 0,
+        }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().flatten().map(|cells| cells.k.size() + cells.v.size()).sum()
+    }
+
+    fn stride(&self) -> usize {
+        self.shape.head_dim.next_multiple_of(4)
+    }
+
+    /// The buffers of a head's cell of a sequence, and the bytes of `positions` in them.
+    fn cell(&self, layer: usize, head: usize, sequence: usize, positions: usize) -> Result<(&Cells, Range<u64>)> {
+        let index = head * self.capacity.sequences + sequence;
+        let cells = self.layers.get(layer).into_iter().flatten();
+        let cells = cells.into_iter().find(|cells| (cells.first..cells.first + cells.count).contains(&index));
+        let cells = cells.ok_or_else(|| Error::value("layer", format!("{layer}: the cache has {}", self.layers.len())))?;
+        let start = (index - cells.first) * self.capacity.context * self.stride() * 4;
+        Ok((cells, start as u64..(start + positions * self.stride() * 4) as u64))
+    }
+
+    /// Copies the first `positions` of a sequence, in all layers.
+    pub fn copy(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        from: usize,
+        to: usize,
+        positions: usize,
+    ) -> Result<()> {
+        for layer in 0..self.shape.layers {
+            for head in 0..self.shape.kv_heads {
+                let (source, read) = self.cell(layer, head, from, positions)?;
+                let (target, written) = self.cell(layer, head, to, positions)?;
+                let bytes = read.end - read.start;
+                for (source, target) in [(&source.k, &target.k), (&source.v, &target.v)] {
+                    encoder.copy_buffer_to_buffer(source, read.start, &self.scratch, 0, bytes);
+                    encoder.copy_buffer_to_buffer(&self.scratch, 0, target, written.start, bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// K and V of a layer and sequence, each \[positions, kv_heads × head_dim\].
+    pub fn export(&self, gpu: &Gpu, layer: usize, sequence: usize, positions: usize) -> Result<[Vec<f32>; 2]> {
+        let heads = (0..self.shape.kv_heads).map(|head| self.cell(layer, head, sequence, positions));
+        let cells = heads.collect::<Result<Vec<_>>>()?;
+        let range = |buffer, bytes: &Range<u64>| (buffer, bytes.start, bytes.end - bytes.start);
+        let k = cells.iter().map(|(cells, bytes)| range(&cells.k, bytes));
+        let v = cells.iter().map(|(cells, bytes)| range(&cells.v, bytes));
+        let read = gpu.read(&k.chain(v).collect::<Vec<_>>())?;
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&read);
+        let (stride, dim, width) = (self.stride(), self.shape.head_dim, self.shape.width());
+        let side = |side: usize| {
+            let mut out = vec![0.0; positions * width];
+            for head in 0..self.shape.kv_heads {
+                for position in 0..positions {
+                    let from = ((side * self.shape.kv_heads + head) * positions + position) * stride;
+                    out[position * width + head * dim..][..dim].copy_from_slice(&values[from..][..dim]);
+                }
+            }
+            out
+        };
+        Ok([side(0), side(1)])
+    }
+
+    /// Writes K and V as [`Self::export`] returns them.
+    pub fn import(&self, gpu: &Gpu, layer: usize, sequence: usize, kv: &[Vec<f32>; 2]) -> Result<()> {
+        let (stride, dim, width) = (self.stride(), self.shape.head_dim, self.shape.width());
+        let positions = kv[0].len() / width.max(1);
+        for head in 0..self.shape.kv_heads {
+            let (cells, bytes) = self.cell(layer, head, sequence, positions)?;
+            for (buffer, values) in [&cells.k, &cells.v].into_iter().zip(kv) {
+                let mut padded = vec![0.0f32; positions * stride];
+                for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
+                    to[..dim].copy_from_slice(&from[head * dim..][..dim]);
+                }
+                gpu.queue.write_buffer(buffer, bytes.start, bytemuck::cast_slice(&padded));
+            }
+        }
+        gpu.check()
+    }
+}
