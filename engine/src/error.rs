@@ -56,7 +56,11 @@ impl Error {
 
     /// An [`Error::Field`].
     pub fn field(path: impl AsRef<Path>, field: impl ToString, reason: impl ToString) -> Self {
-        Self::Field { path: path.as_ref().to_path_buf(), field: field.to_string(), reason: reason.to_string() }
+        Self::Field {
+            path: path.as_ref().to_path_buf(),
+            field: field.to_string(),
+            reason: reason.to_string(),
+        }
     }
 
     /// An [`Error::Value`].

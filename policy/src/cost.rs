@@ -31,18 +31,15 @@ pub struct StepShape {
 impl StepShape {
     /// One decode step: `paths` sequences, each at position `depth`, all sampled, without LoRA.
     pub fn decode(paths: u32, depth: u32) -> Self {
-        let row = |i| RowShape { token: i, sequence: i, position: depth, sampled: true, ..RowShape::default() };
+        let row =
+            |i| RowShape { token: i, sequence: i, position: depth, sampled: true, ..RowShape::default() };
         Self { rows: (0..paths).map(row).collect(), ranks: Vec::new() }
     }
 
     /// A prompt of `tokens` rows from position `depth` on, the last one sampled, without LoRA.
     pub fn prefill(tokens: u32, depth: u32) -> Self {
-        let row = |i| RowShape {
-            token: i,
-            position: depth + i,
-            sampled: i + 1 == tokens,
-            ..RowShape::default()
-        };
+        let row =
+            |i| RowShape { token: i, position: depth + i, sampled: i + 1 == tokens, ..RowShape::default() };
         Self { rows: (0..tokens).map(row).collect(), ranks: Vec::new() }
     }
 

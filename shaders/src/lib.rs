@@ -18,8 +18,8 @@ pub use step::{
 macro_rules! for_each_kernel {
     ($with:path) => {
         $with! {
-            embed, add_position, norm, project, lora_down, lora_up, rope, kv_write, attend, activate, add,
-            select, sample, rope_kv, gate_up
+            embed, add_position, norm, project, lora_down, lora_embed, lora_up, rope, kv_write, attend,
+            activate, add, select, sample, rope_kv, gate_up
         }
     };
 }

@@ -25,6 +25,8 @@ pub enum Target {
     ProjectOut,
     /// The head.
     Head,
+    /// The token embedding: A's columns belong to tokens.
+    Embed,
 }
 
 /// Where factors apply: a target in a layer (or, with layer [`wattle_shaders::OUTSIDE_LAYERS`], outside them).

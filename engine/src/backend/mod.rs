@@ -4,6 +4,9 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod limits;
+mod plan_check;
+mod select;
+pub(crate) mod validate;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,6 +15,7 @@ use std::sync::Arc;
 use wattle_shaders::{Row, Sample, Sampled};
 
 pub use limits::Limits;
+pub use select::create;
 
 use crate::adapter::Factors;
 use crate::error::Result;

@@ -1,9 +1,82 @@
 //! Models: config.json → [`Spec`], safetensors → [`Weights`].
 
+mod aligned;
+mod checkpoint;
+mod config;
+mod families;
 mod matrix;
+mod rope;
+mod shapes;
 mod spec;
+mod tensors;
+mod weights;
 
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use checkpoint::Checkpoint;
+use config::Fields;
 pub use matrix::{Bytes, Dtype, Matrix, Part, Vector};
+pub use shapes::shapes;
 pub use spec::{
     Activation, Family, LayerWeights, Linear, LongRope, NormKind, NormWeights, Positions, Rope, Spec, Weights,
 };
+
+/// config.json and generation_config.json are read up to this length.
+const MAX_CONFIG: u64 = 4 << 20;
+
+/// A model's shape and weights.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Shape and rules.
+    pub spec: Spec,
+    /// Weights, as ranges of mapped files wherever their layout allows.
+    pub weights: Weights,
+    /// Where it was loaded from (its tokenizer is there too); empty for random weights.
+    pub dir: PathBuf,
+}
+
+impl Model {
+    /// Loads an unmodified Hugging Face directory: config.json, safetensors, and generation_config.json if there is one.
+    ///
+    /// Weights are mapped, not read: they cost no anonymous memory, except those of GPT-2, which are transposed, and
+    /// tensors that the file misaligns. The files must not change while the model (or a clone of any of its
+    /// matrices) lives; one that is cut short then ends the process.
+    ///
+    /// # Errors
+    /// [`Error::File`] and [`Error::Field`] name what is missing, damaged, contradictory or not supported. All sizes
+    /// are checked before anything of their order is allocated.
+    pub fn load(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::file(dir, "not a directory; expected a model directory with config.json"));
+        }
+        let path = dir.join("config.json");
+        let config = fields(&path)?.ok_or_else(|| match dir.join("adapter_config.json").exists() {
+            true => {
+                Error::file(dir, "an adapter, not a model: it has adapter_config.json and no config.json")
+            }
+            false => Error::file(&path, "no such file; a model directory has one"),
+        })?;
+        let generation = fields(&dir.join("generation_config.json"))?;
+        let (spec, layout) = families::read(&config, generation.as_ref())?;
+        let weights = weights::assemble(&spec, &layout, &mut Checkpoint::open(dir)?)?;
+        Ok(Self { spec, weights, dir: dir.to_path_buf() })
+    }
+
+    /// A model of a known shape (one of [`shapes`]) with random matrices of type `dtype`, in memory. Activations stay
+    /// finite. The same seed gives the same weights.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when the shape is not known or memory is too small for it.
+    pub fn random(shape: &str, dtype: Dtype, seed: u64) -> Result<Self> {
+        let config = Fields::parse(Path::new(shape), shapes::config(shape)?.as_bytes())?;
+        let (spec, layout) = families::read(&config, None)?;
+        let weights = weights::assemble(&spec, &layout, &mut shapes::Random::new(dtype, seed))?;
+        Ok(Self { spec, weights, dir: PathBuf::new() })
+    }
+}
+
+/// The fields of a JSON file, if it is there.
+fn fields(path: &Path) -> Result<Option<Fields>> {
+    config::read_bounded(path, MAX_CONFIG)?.map(|text| Fields::parse(path, &text)).transpose()
+}

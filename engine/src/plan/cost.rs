@@ -1,1 +1,269 @@
-//! What an op costs in a step.
+//! What an op costs in a step: compulsory DRAM bytes, arithmetic, launches.
+//!
+//! DRAM bytes count every distinct element that the plain twin touches once; the tests compare them with what the
+//! twins' counting views count. A multiply-add is two flops; elementwise functions count a handful, as noted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
+
+use super::{Extent, Op, OpKind, Plan, Project, Site};
+use crate::model::Matrix;
+
+const F32: u64 = 4;
+
+impl CostSource for Plan {
+    fn op_names(&self) -> Vec<&str> {
+        self.ops.iter().map(|op| op.name.as_str()).collect()
+    }
+
+    fn cost(&self, index: usize, shape: &StepShape) -> OpCost {
+        self.ops.get(index).map(|op| Coster::new(self, op, shape).cost()).unwrap_or_default()
+    }
+}
+
+/// One op in one step.
+struct Coster<'a> {
+    plan: &'a Plan,
+    op: &'a Op,
+    shape: &'a StepShape,
+    /// The rows that the op works on.
+    rows: Vec<&'a RowShape>,
+}
+
+impl<'a> Coster<'a> {
+    fn new(plan: &'a Plan, op: &'a Op, shape: &'a StepShape) -> Self {
+        let extent = match op.kind {
+            OpKind::Sample => Extent::Samples,
+            _ => op.output.map_or(Extent::Rows, |id| plan.tensor(id).extent),
+        };
+        let rows = shape.rows.iter().filter(|row| extent == Extent::Rows || row.sampled).collect();
+        Self { plan, op, shape, rows }
+    }
+
+    fn n(&self) -> u64 {
+        self.rows.len() as u64
+    }
+
+    /// Width of input `index`.
+    fn width(&self, index: usize) -> u64 {
+        self.plan.tensor(self.op.inputs[index]).width as u64
+    }
+
+    fn output_width(&self) -> u64 {
+        self.op.output.map_or(0, |id| self.plan.tensor(id).width as u64)
+    }
+
+    fn cost(&self) -> OpCost {
+        if self.rows.is_empty() {
+            return OpCost::default();
+        }
+        let (n, kv) = (self.n(), &self.plan.kv);
+        let mut cost = match &self.op.kind {
+            OpKind::Embed { table } => self.gather(table, |row| u64::from(row.token), 0),
+            OpKind::AddPosition { table, .. } => self.gather(table, |row| u64::from(row.position), 1),
+            OpKind::Norm(norm) => {
+                let width = self.width(0);
+                let vectors = norm.weights.weight.iter().chain(&norm.weights.bias);
+                let weights: u64 = vectors.map(|v| v.values.len() as u64).sum();
+                // Square, sum, scale, weight: about five per element.
+                OpCost { weight_bytes: weights * F32, flops: 5 * n * width, ..self.elementwise(1) }
+            }
+            OpKind::Project(project) => self.project(project),
+            OpKind::GateUp(g) => {
+                let weights = g.gate.bytes() + g.up.bytes();
+                let bias =
+                    [&g.gate_bias, &g.up_bias].into_iter().flatten().map(|b| b.values.len()).sum::<usize>();
+                let mut cost = self.matmul(&[&*g.gate, &*g.up], weights as u64 + bias as u64 * F32);
+                cost.flops += 6 * n * self.output_width();
+                cost + g.lora.as_ref().map(|site| self.lora_up(site)).unwrap_or_default()
+            }
+            OpKind::LoraDown { site } => self.lora_down(site),
+            OpKind::LoraEmbed { site } => self.lora_embed(site),
+            OpKind::LoraUp { site } => self.elementwise(1) + self.lora_up(site),
+            OpKind::Rope { heads, .. } => {
+                let rotated = *heads as u64 * self.pairs() * 2;
+                OpCost { weight_bytes: self.table_bytes(), flops: 3 * n * rotated, ..self.elementwise(1) }
+            }
+            OpKind::KvWrite { .. } => {
+                let bytes = n * 2 * kv.width() as u64 * F32;
+                OpCost { activation_read_bytes: bytes, kv_write_bytes: bytes, ..OpCost::default() }
+            }
+            OpKind::RopeKv(rope_kv) => self.rope_kv(rope_kv),
+            OpKind::Attend(attend) => self.attend(attend.window),
+            OpKind::Activate { gated, .. } => {
+                let inputs = 1 + u64::from(*gated);
+                OpCost { flops: 6 * n * self.output_width(), ..self.elementwise(inputs) }
+            }
+            OpKind::Add => OpCost { flops: n * self.width(0), ..self.elementwise(2) },
+            OpKind::Select => self.elementwise(1),
+            OpKind::Sample => OpCost {
+                activation_read_bytes: n * self.width(0) * F32,
+                // The largest logit and the sum of exponentials for the log-probability.
+                flops: 3 * n * self.width(0),
+                ..OpCost::default()
+            },
+        };
+        cost.launches = 1;
+        cost.on_chip_bytes = cost.on_chip_bytes.max(cost.dram_bytes());
+        cost
+    }
+
+    /// Reads `inputs` rows of the output's width and writes one.
+    fn elementwise(&self, inputs: u64) -> OpCost {
+        let bytes = self.n() * self.output_width() * F32;
+        OpCost { activation_read_bytes: inputs * bytes, activation_write_bytes: bytes, ..OpCost::default() }
+    }
+
+    /// Table rows, each distinct one read once; with `inputs` tensors added.
+    fn gather(&self, table: &Matrix, key: impl Fn(&RowShape) -> u64, inputs: u64) -> OpCost {
+        let distinct: BTreeSet<u64> = self.rows.iter().map(|row| key(row)).collect();
+        let row_bytes = (table.cols * table.dtype.size()) as u64;
+        let flops = inputs * self.n() * table.cols as u64;
+        OpCost { weight_bytes: distinct.len() as u64 * row_bytes, flops, ..self.elementwise(inputs) }
+    }
+
+    fn project(&self, project: &Project) -> OpCost {
+        let bias = project.bias.as_ref().map_or(0, |b| b.values.len() as u64 * F32);
+        let mut cost = self.matmul(&[&*project.weight], project.weight.bytes() as u64 + bias);
+        let outputs = self.n() * self.output_width();
+        if project.residual {
+            cost.activation_read_bytes += outputs * F32;
+            cost.flops += outputs;
+        }
+        if project.activation.is_some() {
+            cost.flops += 5 * outputs;
+        }
+        cost + project.lora.as_ref().map(|site| self.lora_up(site)).unwrap_or_default()
+    }
+
+    fn matmul(&self, matrices: &[&Matrix], weight_bytes: u64) -> OpCost {
+        let outputs: u64 = matrices.iter().map(|m| m.rows as u64).sum();
+        let (n, inputs) = (self.n(), self.width(0));
+        let macs = n * outputs * inputs;
+        let element = matrices.first().map_or(0, |m| m.dtype.size() as u64);
+        OpCost {
+            weight_bytes,
+            activation_read_bytes: n * inputs * F32,
+            activation_write_bytes: n * self.output_width() * F32,
+            on_chip_bytes: macs * (element + F32),
+            flops: 2 * macs,
+            ..OpCost::default()
+        }
+    }
+
+    /// Rows for which LoRA is on at a site, and how many of them each slot has.
+    fn active(&self, site: &Site) -> BTreeMap<u32, u64> {
+        let mut slots = BTreeMap::new();
+        for row in &self.rows {
+            let on = row.lora >> site.layer.min(127) & 1 == 1;
+            if let (true, Some(slot)) = (on, row.slot) {
+                *slots.entry(slot).or_insert(0) += 1;
+            }
+        }
+        slots
+    }
+
+    fn rank(&self, slot: u32, site: &Site) -> u64 {
+        let rank = self.shape.ranks.get(slot as usize).copied().unwrap_or(0);
+        u64::from(rank).min(site.capacity.rank as u64)
+    }
+
+    /// t = A x for active rows.
+    fn lora_down(&self, site: &Site) -> OpCost {
+        let (targets, cols) = (site.targets.len() as u64, site.cols as u64);
+        let mut cost = OpCost::default();
+        for (slot, rows) in self.active(site) {
+            let rank = self.rank(slot, site);
+            if rank == 0 {
+                continue;
+            }
+            cost.lora_bytes += targets * rank * cols * F32;
+            cost.activation_read_bytes += rows * cols * F32;
+            cost.activation_write_bytes += rows * targets * rank * F32;
+            cost.flops += 2 * rows * targets * rank * cols;
+        }
+        cost.lora_flops = cost.flops;
+        cost
+    }
+
+    /// t = a column of A per active row, each distinct one read once.
+    fn lora_embed(&self, site: &Site) -> OpCost {
+        let mut cost = OpCost::default();
+        let active = self.rows.iter().filter(|row| row.lora >> site.layer.min(127) & 1 == 1);
+        let columns: BTreeSet<(u32, u32)> =
+            active.clone().filter_map(|row| Some((row.slot?, row.token))).collect();
+        for (slot, _) in columns {
+            cost.lora_bytes += self.rank(slot, site) * F32;
+        }
+        for slot in active.filter_map(|row| row.slot) {
+            cost.activation_write_bytes += self.rank(slot, site) * F32;
+        }
+        cost
+    }
+
+    /// y += B t for active rows, without reading and writing y.
+    fn lora_up(&self, site: &Site) -> OpCost {
+        let outputs: u64 = site.targets.iter().map(|t| t.rows as u64).sum();
+        let mut cost = OpCost::default();
+        for (slot, rows) in self.active(site) {
+            let rank = self.rank(slot, site);
+            cost.lora_bytes += outputs * rank * F32;
+            cost.activation_read_bytes += rows * site.targets.len() as u64 * rank * F32;
+            cost.flops += 2 * rows * outputs * rank;
+        }
+        cost.lora_flops = cost.flops;
+        cost
+    }
+
+    fn pairs(&self) -> u64 {
+        self.plan.rope.as_ref().map_or(0, |table| table.pairs() as u64)
+    }
+
+    /// Cosines and sines of the step's distinct positions. Rows of longrope's long set share them too: a position
+    /// is in one set within a step of one sequence.
+    fn table_bytes(&self) -> u64 {
+        let positions: BTreeSet<u32> = self.rows.iter().map(|row| row.position).collect();
+        positions.len() as u64 * self.pairs() * 2 * F32
+    }
+
+    fn rope_kv(&self, op: &super::RopeKv) -> OpCost {
+        let (n, kv) = (self.n(), &self.plan.kv);
+        let (q, kv_width, head_dim) = (kv.q_width() as u64, kv.width() as u64, kv.head_dim as u64);
+        let norms = [(&op.q_norm, q), (&op.k_norm, kv_width)];
+        let vectors =
+            norms.iter().filter_map(|(norm, _)| norm.as_ref()).flat_map(|n| n.weight.iter().chain(&n.bias));
+        let norm_bytes: u64 = vectors.map(|v| v.values.len() as u64 * F32).sum();
+        let normed: u64 = norms.iter().filter(|(norm, _)| norm.is_some()).map(|(_, width)| width).sum();
+        let rotated = if op.rotate { (q + kv_width) / head_dim * self.pairs() * 2 } else { 0 };
+        OpCost {
+            weight_bytes: norm_bytes + if op.rotate { self.table_bytes() } else { 0 },
+            activation_read_bytes: n * (q + 2 * kv_width) * F32,
+            activation_write_bytes: n * q * F32,
+            kv_write_bytes: n * 2 * kv_width * F32,
+            flops: n * (5 * normed + 3 * rotated),
+            ..OpCost::default()
+        }
+    }
+
+    /// Each position of a sequence is read once, however many rows attend to it.
+    fn attend(&self, window: Option<u32>) -> OpCost {
+        let kv = &self.plan.kv;
+        let mut seen: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        let mut pairs = 0;
+        for row in &self.rows {
+            let first = window.map_or(0, |w| (row.position + 1).saturating_sub(w));
+            pairs += u64::from(row.position + 1 - first);
+            seen.entry(row.sequence).or_default().extend(first..=row.position);
+        }
+        let distinct: u64 = seen.values().map(|positions| positions.len() as u64).sum();
+        let q_width = kv.q_width() as u64;
+        OpCost {
+            kv_read_bytes: distinct * 2 * kv.width() as u64 * F32,
+            on_chip_bytes: pairs * q_width * 4 * F32,
+            // q·k and p·v, and about four for each softmax weight.
+            flops: pairs * (4 * q_width + 4 * kv.heads as u64),
+            ..self.elementwise(1)
+        }
+    }
+}

@@ -5,13 +5,16 @@
 mod build;
 mod cost;
 mod fuse;
+mod graph;
+mod lora;
 mod op;
 mod table;
 
 pub use build::build;
 pub use fuse::{FuseOptions, fuse};
 pub use op::{
-    Attend, Extent, GateUp, LoraCapacity, Norm, Op, OpKind, Project, RopeKv, Site, SiteTarget, Tensor, TensorId,
+    Attend, Extent, GateUp, LoraCapacity, Norm, Op, OpKind, Project, RopeKv, Site, SiteTarget, Tensor,
+    TensorId,
 };
 pub use table::RopeTable;
 
@@ -75,7 +78,7 @@ impl Plan {
     /// The LoRA site of op `index`, if it has one.
     pub fn site(&self, index: usize) -> Option<&std::sync::Arc<Site>> {
         match &self.ops.get(index)?.kind {
-            OpKind::LoraDown { site } | OpKind::LoraUp { site } => Some(site),
+            OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => Some(site),
             OpKind::Project(project) => project.lora.as_ref(),
             OpKind::GateUp(gate_up) => gate_up.lora.as_ref(),
             _ => None,

@@ -21,7 +21,8 @@ pub enum Extent {
 /// An activation: f32 \[rows, width\]. Written by exactly one op.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
-    /// The name of the op that writes it.
+    /// The name of the op that writes it; in a fused plan, of the last plain op that the fused one stands for.
+    /// Tensors of the same name mean the same in the plain and in the fused plan.
     pub name: String,
     /// Rows in a step.
     pub extent: Extent,
@@ -78,6 +79,9 @@ pub struct LoraCapacity {
     pub slots: usize,
     /// The highest rank, R.
     pub rank: usize,
+    /// Whether what lies outside the layers (embedding, head, `project_in`, `project_out`) has sites too: few adapters
+    /// need them, and their pools are big.
+    pub outside: bool,
 }
 
 impl Site {
@@ -125,6 +129,11 @@ pub enum OpKind {
     /// x → t = A x, for rows whose slot has factors and whose mask bit is on; other elements of t are left alone.
     LoraDown {
         /// Where and how much.
+        site: Arc<Site>,
+    },
+    /// () → t = the column of A at the row's token, for active rows: LoRA on the embedding.
+    LoraEmbed {
+        /// Where and how much; `cols` is the vocabulary.
         site: Arc<Site>,
     },
     /// y, t → y + B t for active rows, y for others.
@@ -245,6 +254,7 @@ impl OpKind {
             Self::Norm(_) => "norm",
             Self::Project(_) => "project",
             Self::LoraDown { .. } => "lora_down",
+            Self::LoraEmbed { .. } => "lora_embed",
             Self::LoraUp { .. } => "lora_up",
             Self::Rope { .. } => "rope",
             Self::KvWrite { .. } => "kv_write",

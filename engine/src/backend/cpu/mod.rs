@@ -1,1 +1,233 @@
 //! The CPU backend: plain twins as the reference, and a multithreaded version.
+//!
+//! Weights are read where they lie; steps run when they are submitted.
+
+mod backend;
+mod kv;
+mod layout;
+mod memory;
+mod op;
+mod plain;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use wattle_kernels_cpu::Tally;
+use wattle_policy::OpCost;
+use wattle_shaders::Sampled;
+
+use super::{Capacity, Counters, Doors, Limits, PlanHandle, Step, Timing, validate};
+use crate::adapter::Factors;
+use crate::error::{Error, Result};
+use crate::plan::{Extent, OpKind, Plan, RopeTable, TensorId};
+
+use kv::KvCache;
+use layout::Activations;
+use op::Io;
+
+/// Which kernels run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The plain twins: slow, f64 sums, the reference.
+    Plain,
+    /// f32, SIMD and threads.
+    #[default]
+    Fast,
+}
+
+/// How to make a [`CpuBackend`].
+#[derive(Clone, Copy, Debug)]
+pub struct CpuOptions {
+    /// Which kernels run.
+    pub mode: Mode,
+    /// Threads of an own pool; `None` uses rayon's global one. The plain twins use one thread.
+    pub threads: Option<usize>,
+    /// Only the guards count on a CPU.
+    pub limits: Limits,
+    /// What to make room for.
+    pub capacity: Capacity,
+}
+
+/// Runs plans on the CPU.
+pub struct CpuBackend {
+    options: CpuOptions,
+    name: String,
+    pool: Option<rayon::ThreadPool>,
+    plans: Vec<Prepared>,
+    slots: BTreeMap<usize, Arc<Factors>>,
+    /// Made by the first prepared plan; all others must have its shape.
+    kv: Option<KvCache>,
+    results: HashMap<u64, Vec<Sampled>>,
+    timing: bool,
+    counters: Counters,
+}
+
+/// A plan and what its steps need.
+struct Prepared {
+    plan: Arc<Plan>,
+    limits: validate::StepLimits,
+    activations: Activations,
+    /// Cosines and sines of all positions, see [`RopeTable::values`]; shared by plans of the same angles.
+    angles: Option<(RopeTable, Arc<Vec<f32>>)>,
+    /// Per op.
+    timings: Vec<Timing>,
+}
+
+/// What a pass over some ops leaves.
+#[derive(Default)]
+struct Outcome {
+    sampled: Vec<Sampled>,
+    taps: HashMap<TensorId, Vec<f32>>,
+    costs: Vec<OpCost>,
+}
+
+impl CpuBackend {
+    /// A backend without plans; memory for the KV cache is taken with the first.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the threads cannot be started.
+    pub fn new(options: CpuOptions) -> Result<Self> {
+        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = options.threads.map(pool).transpose().map_err(|error| Error::device("cpu", error))?;
+        let threads =
+            pool.as_ref().map_or_else(rayon::current_num_threads, rayon::ThreadPool::current_num_threads);
+        let name = match options.mode {
+            Mode::Plain => "cpu (reference)".into(),
+            Mode::Fast => format!("cpu ({threads} threads)"),
+        };
+        Ok(Self {
+            options,
+            name,
+            pool,
+            plans: Vec::new(),
+            slots: BTreeMap::new(),
+            kv: None,
+            results: HashMap::new(),
+            timing: false,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Runs a range of ops with the plain twins over counting views: what each op of the range costs (bytes only),
+    /// counted instead of computed. It also has the effects of the range.
+    ///
+    /// # Errors
+    /// As for [`super::Backend::run`].
+    pub fn count(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<Vec<OpCost>> {
+        self.open(plan, step, doors)?;
+        Ok(self.execute(plan, step, doors.range.clone(), &[], true)?.costs)
+    }
+
+    fn prepared(&mut self, plan: PlanHandle) -> Result<&mut Prepared> {
+        let count = self.plans.len();
+        self.plans.get_mut(plan.0).ok_or_else(|| {
+            Error::value("plan", format!("handle {}, but {count} plans were prepared", plan.0))
+        })
+    }
+
+    /// Checks a step and its doors, poisons if asked to, and imports.
+    fn open(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<()> {
+        let guards = self.options.limits.guards;
+        let prepared = self.prepared(plan)?;
+        prepared.limits.check(step)?;
+        validate::doors(&prepared.plan, step, doors)?;
+        if guards {
+            prepared.activations.poison();
+        }
+        for (id, values) in &doors.import {
+            prepared.activations.get_mut(*id)[..values.len()].copy_from_slice(values);
+        }
+        Ok(())
+    }
+
+    /// Runs ops of a checked step, on the backend's threads.
+    fn execute(
+        &mut self,
+        handle: PlanHandle,
+        step: &Step,
+        range: Range<usize>,
+        taps: &[TensorId],
+        count: bool,
+    ) -> Result<Outcome> {
+        let pool = self.pool.take();
+        let mut work = || {
+            let mut outcome = Outcome::default();
+            for index in range.clone() {
+                self.run_op(handle, step, index, count, &mut outcome)?;
+                let plan = &self.plans[handle.0];
+                if let Some(id) = plan.plan.ops[index].output.filter(|id| taps.contains(id)) {
+                    let tensor = plan.plan.tensor(id);
+                    let len = validate::lines(tensor.extent, step) * tensor.width;
+                    outcome.taps.insert(id, plan.activations.get(id)[..len].to_vec());
+                }
+            }
+            Ok(outcome)
+        };
+        let outcome = match &pool {
+            Some(pool) => pool.install(&mut work),
+            None => rayon::scope(|_| work()),
+        };
+        self.pool = pool;
+        outcome
+    }
+
+    fn run_op(
+        &mut self,
+        handle: PlanHandle,
+        step: &Step,
+        index: usize,
+        count: bool,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let prepared = &mut self.plans[handle.0];
+        let plan = Arc::clone(&prepared.plan);
+        let op = &plan.ops[index];
+        let extent = match op.kind {
+            OpKind::Sample => Extent::Samples,
+            _ => op.output.map_or(Extent::Rows, |id| plan.tensor(id).extent),
+        };
+        let sampled_rows: Vec<_> = step.samples.iter().map(|sample| step.rows[sample.row as usize]).collect();
+        let rows = if extent == Extent::Rows { &step.rows } else { &sampled_rows };
+        let Some(kv) = self.kv.as_mut() else { return Err(Error::value("plan", "not prepared")) };
+        let start = self.timing.then(Instant::now);
+        let mut output = op.output.and_then(|id| prepared.activations.take(id));
+        let width = op.output.map_or(0, |id| plan.tensor(id).width);
+        let input = |&id: &TensorId| {
+            let tensor = plan.tensor(id);
+            &prepared.activations.get(id)[..validate::lines(tensor.extent, step) * tensor.width]
+        };
+        let tally = Tally::default();
+        let (shape, context) = (kv.shape, kv.capacity.context);
+        let (cache, states) = kv.layer_mut(op::layer(&op.kind));
+        let io = Io {
+            rows,
+            samples: &step.samples,
+            inputs: op.inputs.iter().map(input).collect(),
+            width: op.inputs.first().map_or(0, |&id| plan.tensor(id).width),
+            output: output.as_mut().map_or(&mut [], |buffer| &mut buffer.values_mut()[..rows.len() * width]),
+            cache,
+            states,
+            slots: &self.slots,
+            angles: prepared.angles.as_ref().map(|(table, values)| (table.pairs(), &values[..])),
+            shape,
+            context,
+        };
+        let result = plain::run(op, io, count.then_some(&tally));
+        if let (Some(id), Some(buffer)) = (op.output, output) {
+            prepared.activations.put(id, buffer);
+        }
+        outcome.sampled.extend(result?);
+        if count {
+            outcome.costs.push(plain::cost(&tally.counts()));
+        }
+        if let Some(start) = start {
+            prepared.timings[index].seconds += start.elapsed().as_secs_f64();
+            prepared.timings[index].launches += 1;
+        }
+        self.counters.launches += 1;
+        self.counters.host_ops += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! Two matrices, read once for up to eight rows.
+
+use criterion::Criterion;
+use wattle_benches::{DECODE, EIGHT, PREFILL, bench_kernel};
+
+pub fn bench(c: &mut Criterion) {
+    bench_kernel(c, "gate_up", &[DECODE, EIGHT, PREFILL]);
+}

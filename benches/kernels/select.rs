@@ -1,0 +1,8 @@
+//! A copy of rows.
+
+use criterion::Criterion;
+use wattle_benches::{DECODE, PREFILL, bench_kernel};
+
+pub fn bench(c: &mut Criterion) {
+    bench_kernel(c, "select", &[DECODE, PREFILL]);
+}

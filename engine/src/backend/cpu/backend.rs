@@ -1,0 +1,178 @@
+//! [`Backend`] for the CPU.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use wattle_kernels_cpu::State;
+use wattle_shaders::Sampled;
+
+use super::layout::Activations;
+use super::{CpuBackend, KvCache, Prepared};
+use crate::adapter::Factors;
+use crate::backend::{
+    Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check, validate,
+};
+use crate::error::{Error, Result};
+use crate::plan::{Op, Plan, RopeTable, TensorId};
+
+impl CpuBackend {
+    /// The table of angles, shared with earlier plans of the same angles.
+    fn angles(&self, table: &RopeTable) -> (RopeTable, Arc<Vec<f32>>) {
+        let known =
+            self.plans.iter().filter_map(|plan| plan.angles.as_ref()).find(|(known, _)| known == table);
+        let values = || Arc::new(table.values(self.options.capacity.context));
+        (table.clone(), known.map_or_else(values, |(_, values)| Arc::clone(values)))
+    }
+
+    fn cache(&mut self) -> Result<&mut KvCache> {
+        self.kv
+            .as_mut()
+            .ok_or_else(|| Error::value("sequence", "no plan was prepared yet, so there is no KV cache"))
+    }
+}
+
+impl Backend for CpuBackend {
+    fn device(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn limits(&self) -> Limits {
+        self.options.limits
+    }
+
+    fn prepare(&mut self, plan: &Arc<Plan>) -> Result<PlanHandle> {
+        plan_check::plan(plan)?;
+        for (&slot, factors) in &self.slots {
+            validate::factors(plan, slot, factors)?;
+        }
+        let (capacity, guards) = (self.options.capacity, self.options.limits.guards);
+        if let Some(kv) = self.kv.as_ref().filter(|kv| kv.shape != plan.kv) {
+            return Err(Error::value("plan.kv", format!("{:?}, but the cache has {:?}", plan.kv, kv.shape)));
+        }
+        let activations = Activations::new(plan, capacity, guards)?;
+        if self.kv.is_none() {
+            self.kv = Some(KvCache::new(plan.kv, capacity, guards)?);
+        }
+        let timing =
+            |op: &Op| Timing { op: op.name.clone(), kernel: op.kind.kernel(), seconds: 0.0, launches: 0 };
+        let prepared = Prepared {
+            plan: Arc::clone(plan),
+            limits: validate::StepLimits::of(plan, capacity),
+            activations,
+            angles: plan.rope.as_ref().map(|table| self.angles(table)),
+            timings: plan.ops.iter().map(timing).collect(),
+        };
+        self.plans.push(prepared);
+        Ok(PlanHandle(self.plans.len() - 1))
+    }
+
+    fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()> {
+        match factors {
+            None => self.slots.remove(&slot),
+            Some(factors) => {
+                for prepared in &self.plans {
+                    validate::factors(&prepared.plan, slot, &factors)?;
+                }
+                self.slots.insert(slot, factors)
+            }
+        };
+        Ok(())
+    }
+
+    fn reset_sequence(&mut self, sequence: u32) -> Result<()> {
+        let states = &mut self.cache()?.states;
+        validate::below("sequence", sequence as usize, states.len())?;
+        states[sequence as usize] = State::default();
+        Ok(())
+    }
+
+    fn copy_sequence(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
+        self.cache()?.copy(from, to, positions)
+    }
+
+    fn submit(&mut self, plan: PlanHandle, step: &Step) -> Result<Ticket> {
+        let prepared = self.prepared(plan)?;
+        let range = 0..prepared.plan.ops.len();
+        prepared.limits.check(step)?;
+        validate::doors(&prepared.plan, step, &Doors { range: range.clone(), ..Doors::default() })?;
+        let sampled = self.execute(plan, step, range, &[], false)?.sampled;
+        self.counters.steps += 1;
+        self.results.insert(self.counters.steps, sampled);
+        Ok(Ticket(self.counters.steps))
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
+        let unknown = || Error::value("ticket", format!("{} was never given out or is collected", ticket.0));
+        let sampled = self.results.remove(&ticket.0).ok_or_else(unknown)?;
+        self.counters.readback_bytes += size_of_val(&sampled[..]) as u64;
+        Ok(sampled)
+    }
+
+    fn run(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<HashMap<TensorId, Vec<f32>>> {
+        self.open(plan, step, doors)?;
+        Ok(self.execute(plan, step, doors.range.clone(), &doors.taps, false)?.taps)
+    }
+
+    fn export_kv(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]> {
+        let kv = self.cache()?;
+        let span = kv.span(layer, sequence, positions)?;
+        Ok([&kv.k, &kv.v].map(|buffer| buffer.values()[span.clone()].to_vec()))
+    }
+
+    fn import_kv(&mut self, layer: usize, sequence: u32, kv: &[Vec<f32>; 2]) -> Result<()> {
+        self.cache()?.import(layer, sequence, kv)
+    }
+
+    fn set_timing(&mut self, on: bool) {
+        self.timing = on;
+    }
+
+    fn take_timings(&mut self) -> Vec<Timing> {
+        let taken = |timing: &mut Timing| {
+            let taken = timing.clone();
+            (timing.seconds, timing.launches) = (0.0, 0);
+            taken
+        };
+        let timings = self.plans.iter_mut().flat_map(|plan| &mut plan.timings);
+        timings.filter(|timing| timing.launches > 0).map(taken).collect()
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn memory(&self) -> Memory {
+        let mut tables: Vec<_> = self.plans.iter().filter_map(|plan| plan.angles.as_ref()).collect();
+        tables.dedup_by_key(|(_, values)| Arc::as_ptr(values));
+        let mut factors: Vec<_> = self.slots.values().collect();
+        factors.sort_by_key(|factors| Arc::as_ptr(factors));
+        factors.dedup_by_key(|factors| Arc::as_ptr(factors));
+        let pairs = factors.iter().flat_map(|factors| factors.pairs.values());
+        Memory {
+            weights: tables.iter().map(|(_, values)| values.len() as u64 * 4).sum(),
+            kv: self.kv.as_ref().map_or(0, |kv| (kv.k.len() + kv.v.len()) as u64 * 4),
+            activations: self.plans.iter().map(|plan| plan.activations.bytes()).sum(),
+            lora: pairs.map(|pair| (pair.a.len() + pair.b.len()) as u64 * 4).sum(),
+        }
+    }
+
+    fn check_guards(&mut self) -> Result<()> {
+        let overwritten =
+            |what: String| Err(Error::device(&self.name, format!("guard words overwritten behind {what}")));
+        for prepared in &self.plans {
+            if let Some(tensors) = prepared.activations.broken() {
+                let names: Vec<_> = tensors.iter().map(|&t| prepared.plan.tensors[t].name.as_str()).collect();
+                return overwritten(format!("the buffer of {}", names.join(", ")));
+            }
+        }
+        match &self.kv {
+            Some(kv) if !kv.k.intact() => overwritten("the keys of the KV cache".into()),
+            Some(kv) if !kv.v.intact() => overwritten("the values of the KV cache".into()),
+            _ => Ok(()),
+        }
+    }
+}

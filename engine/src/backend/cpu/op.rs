@@ -1,0 +1,90 @@
+//! What an op of a step works on, and its translation to the kernels' own types.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use wattle_kernels_cpu::activate::Function;
+use wattle_kernels_cpu::attend;
+use wattle_kernels_cpu::{State, Stored, Weight};
+use wattle_shaders::{Row, Sample};
+
+use crate::adapter::{Factors, Pair, Place};
+use crate::error::{Error, Result};
+use crate::model::{Activation, Dtype, Matrix};
+use crate::plan::{Attend, KvShape, OpKind, Site};
+
+/// The operands of one op in one step.
+pub(super) struct Io<'a> {
+    /// The rows that the op works on: the step's, or those that are sampled.
+    pub rows: &'a [Row],
+    pub samples: &'a [Sample],
+    pub inputs: Vec<&'a [f32]>,
+    /// Width of the first input.
+    pub width: usize,
+    pub output: &'a mut [f32],
+    /// K and V of the op's layer: \[sequences, context, kv_heads × head_dim\].
+    pub cache: [&'a mut [f32]; 2],
+    pub states: &'a mut [State],
+    pub slots: &'a BTreeMap<usize, Arc<Factors>>,
+    /// Pairs, and \[sets, context, pairs, 2\].
+    pub angles: Option<(usize, &'a [f32])>,
+    pub shape: KvShape,
+    pub context: usize,
+}
+
+impl<'a> Io<'a> {
+    /// The factors of each target of a site, for the slots that rows of the step name.
+    pub fn pairs(&self, site: &Site) -> Vec<Vec<Option<&'a Pair>>> {
+        let used = |slot| self.rows.iter().any(|row| row.slot as usize == slot && row.lora_in(site.layer));
+        let used: Vec<bool> = (0..site.capacity.slots).map(used).collect();
+        let pair = |slot: usize, place| self.slots.get(&slot)?.pairs.get(&place);
+        let target = |target: &crate::plan::SiteTarget| {
+            let place = Place { layer: site.layer, target: target.target };
+            used.iter().enumerate().map(|(slot, &used)| used.then(|| pair(slot, place)).flatten()).collect()
+        };
+        site.targets.iter().map(target).collect()
+    }
+
+    pub fn attend(&self, attend: &Attend) -> attend::Attend {
+        let KvShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (scale, window) = (attend.scale, attend.window);
+        attend::Attend { heads, kv_heads, head_dim, context: self.context, scale, window }
+    }
+}
+
+/// The layer whose cache an op uses; 0 for ops that use none.
+pub(super) fn layer(kind: &OpKind) -> usize {
+    match kind {
+        OpKind::KvWrite { layer } => *layer as usize,
+        OpKind::Attend(attend) => attend.layer as usize,
+        OpKind::RopeKv(op) => op.layer as usize,
+        _ => 0,
+    }
+}
+
+/// A matrix as kernels read it.
+pub(super) fn weight(matrix: &Matrix) -> Result<Weight<'_>> {
+    let misaligned = |_| Error::value(&matrix.name, "its elements are not aligned");
+    let mut first = 0;
+    let mut parts = Vec::with_capacity(matrix.parts.len());
+    for part in &matrix.parts {
+        let bytes = part.data.as_ref();
+        let stored = match matrix.dtype {
+            Dtype::F32 => bytemuck::try_cast_slice(bytes).map(Stored::F32),
+            Dtype::F16 => bytemuck::try_cast_slice(bytes).map(Stored::F16),
+            Dtype::Bf16 => bytemuck::try_cast_slice(bytes).map(Stored::Bf16),
+        };
+        parts.push((first, stored.map_err(misaligned)?));
+        first += part.rows;
+    }
+    Ok(Weight { cols: matrix.cols, parts })
+}
+
+pub(super) fn function(activation: Activation) -> Function {
+    match activation {
+        Activation::Gelu => Function::Gelu,
+        Activation::GeluTanh => Function::GeluTanh,
+        Activation::Relu => Function::Relu,
+        Activation::Silu => Function::Silu,
+    }
+}

@@ -1,0 +1,206 @@
+//! Runs one op with its plain twin, over counting views if asked to.
+
+use wattle_kernels_cpu::attend::plain as attend;
+use wattle_kernels_cpu::gate_up::{self, GateUp};
+use wattle_kernels_cpu::kv_write::{self, Cache};
+use wattle_kernels_cpu::norm::{self, Norm};
+use wattle_kernels_cpu::project::{self, Project};
+use wattle_kernels_cpu::rope::{self, Angles};
+use wattle_kernels_cpu::rope_kv::{self, RopeKv};
+use wattle_kernels_cpu::{Class, Counts, Lora, Pair, Read, Tally, Target, View, Weight, Write};
+use wattle_kernels_cpu::{
+    activate, add, add_position, embed, lora_down, lora_embed, lora_up, sample, select,
+};
+use wattle_policy::OpCost;
+use wattle_shaders::Sampled;
+
+use super::op::{Io, function, weight};
+use crate::error::Result;
+use crate::model::{Matrix, NormKind, NormWeights, Vector};
+use crate::plan::{Op, OpKind, Site};
+
+/// The counted bytes as a cost.
+pub(super) fn cost(counts: &Counts) -> OpCost {
+    let bytes = |class: Class| counts.distinct[class as usize];
+    OpCost {
+        weight_bytes: bytes(Class::Weight),
+        lora_bytes: bytes(Class::Lora),
+        kv_read_bytes: bytes(Class::KvRead),
+        kv_write_bytes: bytes(Class::KvWrite),
+        activation_read_bytes: bytes(Class::ActivationRead),
+        activation_write_bytes: bytes(Class::ActivationWrite),
+        on_chip_bytes: counts.accesses,
+        ..OpCost::default()
+    }
+}
+
+/// Makes the views of an op.
+#[derive(Clone, Copy)]
+struct Views<'a>(Option<&'a Tally>);
+
+type Floats<'a> = View<'a, &'a [f32]>;
+
+impl<'a> Views<'a> {
+    fn floats(self, values: &'a [f32], class: Class) -> Floats<'a> {
+        View::new(values, class, size_of::<f32>(), self.0)
+    }
+
+    fn written(self, values: &'a mut [f32], class: Class) -> View<'a, &'a mut [f32]> {
+        View::new(values, class, size_of::<f32>(), self.0)
+    }
+
+    fn matrix(self, matrix: &'a Matrix) -> Result<View<'a, Weight<'a>>> {
+        Ok(View::new(weight(matrix)?, Class::Weight, matrix.dtype.size(), self.0))
+    }
+
+    fn vector<V: std::ops::Deref<Target = Vector>>(self, vector: &'a Option<V>) -> Option<Floats<'a>> {
+        vector.as_ref().map(|vector| self.floats(&vector.values, Class::Weight))
+    }
+
+    fn norm(self, weights: &'a NormWeights) -> [Option<Floats<'a>>; 2] {
+        [self.vector(&weights.weight), self.vector(&weights.bias)]
+    }
+
+    fn factors(self, io: &Io<'a>, site: &Site) -> Vec<Vec<Option<Pair<Floats<'a>>>>> {
+        let view = |pair: &'a crate::adapter::Pair| {
+            let (a, b) = (self.floats(&pair.a, Class::Lora), self.floats(&pair.b, Class::Lora));
+            Pair { rank: pair.rank, a, b }
+        };
+        let target = |slots: Vec<Option<_>>| slots.into_iter().map(|pair| pair.map(view)).collect();
+        io.pairs(site).into_iter().map(target).collect()
+    }
+}
+
+/// A view as twins take it.
+fn read<T: Read>(view: &Option<T>) -> Option<&dyn Read> {
+    view.as_ref().map(|view| view as &dyn Read)
+}
+
+fn lora<'a>(site: &Site, factors: &'a [Vec<Option<Pair<Floats<'_>>>>]) -> Lora<&'a dyn Read> {
+    let pair = |pair: &'a Pair<Floats<'_>>| Pair {
+        rank: pair.rank,
+        a: &pair.a as &dyn Read,
+        b: &pair.b as &dyn Read,
+    };
+    let slots = |slots: &'a Vec<Option<_>>| slots.iter().map(|slot| slot.as_ref().map(pair)).collect();
+    let targets = site.targets.iter().zip(factors);
+    let targets =
+        targets.map(|(t, factors)| Target { start: t.start, rows: t.rows, slots: slots(factors) }).collect();
+    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, targets }
+}
+
+fn norm<'a>(
+    views: &'a [Option<Floats<'_>>; 2],
+    width: usize,
+    kind: NormKind,
+    eps: f32,
+) -> Norm<&'a dyn Read> {
+    Norm { width, center: kind == NormKind::Layer, eps, weight: read(&views[0]), bias: read(&views[1]) }
+}
+
+/// Runs `op`; what it draws, if it samples.
+pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> Result<Vec<Sampled>> {
+    let views = Views(tally);
+    let inputs: Vec<Floats> = io.inputs.iter().map(|x| views.floats(x, Class::ActivationRead)).collect();
+    let x = |index: usize| &inputs[index] as &dyn Read;
+    let y = &mut views.written(std::mem::take(&mut io.output), Class::ActivationWrite);
+    let (rows, width, len) = (io.rows, io.width, io.rows.len() * io.width);
+    match &op.kind {
+        OpKind::Embed { table } => embed::plain(rows, table.cols, &views.matrix(table)?, io.states, y),
+        OpKind::AddPosition { table, offset } => {
+            add_position::plain(rows, width, *offset, &views.matrix(table)?, x(0), y);
+        }
+        OpKind::Norm(op) => {
+            let weights = views.norm(&op.weights);
+            norm::plain(rows.len() * op.groups, &norm(&weights, width / op.groups, op.kind, op.eps), x(0), y);
+        }
+        OpKind::Project(op) => {
+            let (matrix, bias) = (views.matrix(&op.weight)?, views.vector(&op.bias));
+            let factors = op.lora.as_ref().map(|site| views.factors(&io, site));
+            let lora = op.lora.as_ref().zip(factors.as_ref()).map(|(site, factors)| lora(site, factors));
+            let project = Project {
+                inputs: width,
+                outputs: op.weight.rows,
+                weight: &matrix,
+                bias: read(&bias),
+                lora: lora.as_ref().map(|lora| (lora, x(1))),
+                activation: op.activation.map(function),
+                residual: op.residual.then(|| x(inputs.len() - 1)),
+            };
+            project::plain(rows, &project, x(0), y);
+        }
+        OpKind::LoraDown { site } => {
+            lora_down::plain(rows, &lora(site, &views.factors(&io, site)), x(0), y);
+        }
+        OpKind::LoraEmbed { site } => {
+            lora_embed::plain(rows, &lora(site, &views.factors(&io, site)), io.states, y);
+        }
+        OpKind::LoraUp { site } => {
+            lora_up::plain(rows, width, &lora(site, &views.factors(&io, site)), x(0), x(1), y);
+        }
+        OpKind::Activate { function: f, gated } => {
+            activate::plain(len, function(*f), x(0), gated.then(|| x(1)), y);
+        }
+        OpKind::Add => add::plain(len, x(0), x(1), y),
+        OpKind::Select => select::plain(io.samples, width, x(0), y),
+        OpKind::Sample => return Ok(sample::plain(io.samples, width, x(0), io.states)),
+        OpKind::GateUp(op) => {
+            let weights = [views.matrix(&op.gate)?, views.matrix(&op.up)?];
+            let biases = [views.vector(&op.gate_bias), views.vector(&op.up_bias)];
+            let factors = op.lora.as_ref().map(|site| views.factors(&io, site));
+            let lora = op.lora.as_ref().zip(factors.as_ref()).map(|(site, factors)| lora(site, factors));
+            let gate_up = GateUp {
+                inputs: width,
+                outputs: op.gate.rows,
+                weights: [&weights[0], &weights[1]],
+                biases: [read(&biases[0]), read(&biases[1])],
+                function: function(op.function),
+                lora: lora.as_ref().map(|lora| (lora, x(1))),
+            };
+            gate_up::plain(rows, &gate_up, x(0), y);
+        }
+        OpKind::Rope { .. } | OpKind::KvWrite { .. } | OpKind::RopeKv(_) | OpKind::Attend(_) => {
+            attention(op, io, views, &inputs, y);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The ops that know heads and positions.
+fn attention<'a>(op: &'a Op, io: Io<'a>, views: Views<'a>, inputs: &[Floats<'a>], y: &mut dyn Write) {
+    let x = |index: usize| &inputs[index] as &dyn Read;
+    let (rows, shape) = (io.rows, io.shape);
+    let table = io.angles.map(|(_, table)| views.floats(table, Class::Weight));
+    let angles = io.angles.zip(table.as_ref()).map(|((pairs, _), table)| {
+        let table: &dyn Read = table;
+        Angles { table, positions: io.context, pairs }
+    });
+    if let OpKind::Attend(attend_op) = &op.kind {
+        let cache = io.cache.each_ref().map(|values| views.floats(values, Class::KvRead));
+        return attend(rows, &io.attend(attend_op), x(0), &cache[0], &cache[1], y);
+    }
+    let [k, v] = io.cache.map(|values| views.written(values, Class::KvWrite));
+    let (k, v) = (&mut { k }, &mut { v });
+    let mut cache = Cache { context: io.context, width: shape.width(), k, v };
+    match (&op.kind, angles) {
+        (OpKind::Rope { heads, head_dim }, Some(angles)) => {
+            rope::plain(rows, *heads, *head_dim, &angles, x(0), y)
+        }
+        (OpKind::KvWrite { .. }, _) => kv_write::plain(rows, x(0), x(1), &mut cache),
+        (OpKind::RopeKv(op), angles) => {
+            let weights = [&op.q_norm, &op.k_norm].map(|norm| norm.as_ref().map(|norm| views.norm(norm)));
+            let head_norm =
+                |i: usize| weights[i].as_ref().map(|w| norm(w, shape.head_dim, NormKind::Rms, op.eps));
+            let rope_kv = RopeKv {
+                heads: shape.heads,
+                kv_heads: shape.kv_heads,
+                head_dim: shape.head_dim,
+                q_norm: head_norm(0),
+                k_norm: head_norm(1),
+                angles: angles.filter(|_| op.rotate),
+            };
+            rope_kv::plain(rows, &rope_kv, x(0), y, &mut cache);
+        }
+        _ => {}
+    }
+}

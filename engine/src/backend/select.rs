@@ -1,0 +1,35 @@
+//! Options → a backend.
+
+use super::cpu::{CpuBackend, CpuOptions, Mode};
+use super::{Backend, Capacity};
+use crate::error::Result;
+use crate::options::{BackendChoice, CpuKernels, EngineOptions};
+
+/// Makes the backend that the options ask for.
+///
+/// # Errors
+/// [`Error::Device`](crate::Error::Device) when there is no such device, or it has no room.
+pub fn create(options: &EngineOptions, capacity: Capacity) -> Result<Box<dyn Backend>> {
+    match options.backend {
+        BackendChoice::Cpu => cpu(options, capacity),
+        BackendChoice::Gpu => gpu(options, capacity, true),
+        // A software GPU is slower than the CPU kernels on the same cores.
+        BackendChoice::Auto => gpu(options, capacity, false).or_else(|reason| {
+            tracing::debug!(%reason, "no real GPU: the CPU runs the plan");
+            cpu(options, capacity)
+        }),
+    }
+}
+
+fn cpu(options: &EngineOptions, capacity: Capacity) -> Result<Box<dyn Backend>> {
+    let mode = match options.cpu_kernels {
+        CpuKernels::Fast => Mode::Fast,
+        CpuKernels::Plain => Mode::Plain,
+    };
+    let options = CpuOptions { mode, threads: options.threads, limits: options.limits, capacity };
+    Ok(Box::new(CpuBackend::new(options)?))
+}
+
+fn gpu(_options: &EngineOptions, _capacity: Capacity, _allow_software: bool) -> Result<Box<dyn Backend>> {
+    Err(crate::Error::device("gpu", "this build has no GPU backend"))
+}

@@ -1,0 +1,145 @@
+//! The weights of a model directory: one safetensors file, or several with an index.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::aligned::{aligned, transposed};
+use super::config::read_bounded;
+use super::matrix::{Bytes, Dtype, Matrix, Vector};
+use super::tensors::TensorFile;
+use super::weights::{Order, Source};
+use crate::error::{Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Index files list a line per tensor.
+const MAX_INDEX: u64 = 16 << 20;
+
+/// All tensors of a directory.
+pub(super) struct Checkpoint {
+    /// The file that errors about a missing tensor name.
+    path: PathBuf,
+    files: Vec<TensorFile>,
+    /// Which of the files has a tensor; `None` where there is but one.
+    index: Option<HashMap<String, usize>>,
+}
+
+/// model.safetensors.index.json.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Maps the safetensors files of a directory. Where both forms are there, the single file counts.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let single = dir.join(SINGLE);
+        if single.exists() {
+            return Ok(Self { files: vec![TensorFile::open(&single)?], path: single, index: None });
+        }
+        let path = dir.join(INDEX);
+        let text = read_bounded(&path, MAX_INDEX)?.ok_or_else(|| no_weights(dir))?;
+        let Index { weight_map } = serde_json::from_slice(&text)
+            .map_err(|e| Error::file(&path, format!("not an index with a weight_map: {e}")))?;
+        let mut numbers = HashMap::new();
+        let mut files = Vec::new();
+        let mut index = HashMap::with_capacity(weight_map.len());
+        for (tensor, file) in weight_map {
+            let number = match numbers.get(&file) {
+                Some(&number) => number,
+                None => {
+                    files.push(open_shard(dir, &path, &tensor, &file)?);
+                    numbers.insert(file, files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            index.insert(tensor, number);
+        }
+        Ok(Self { path, files, index: Some(index) })
+    }
+
+    /// The file that has the tensor, if one is named.
+    fn file(&self, name: &str) -> Option<&TensorFile> {
+        match &self.index {
+            Some(index) => index.get(name).and_then(|&number| self.files.get(number)),
+            None => self.files.first(),
+        }
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Dtype, Bytes)> {
+        match self.file(name) {
+            Some(file) => file.tensor(name, shape),
+            None => {
+                Err(Error::field(&self.path, name, format!("missing; expected a tensor of shape {shape:?}")))
+            }
+        }
+    }
+}
+
+impl Source for Checkpoint {
+    fn has(&self, name: &str) -> bool {
+        self.file(name).is_some_and(|file| file.shape(name).is_some())
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize, order: Order) -> Result<Matrix> {
+        let error = |reason| Error::field(&self.path, name, reason);
+        let (dtype, data) = match order {
+            Order::OutIn => self.tensor(name, &[rows, cols])?,
+            Order::InOut => self.tensor(name, &[cols, rows])?,
+        };
+        let data = match order {
+            Order::OutIn => aligned(data, dtype),
+            Order::InOut => transposed(data.as_ref(), cols, rows, dtype),
+        };
+        data.and_then(|data| Matrix::new(name, rows, cols, dtype, data))
+            .ok_or_else(|| error(format!("no memory for a copy of [{rows}, {cols}]")))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {
+        let (dtype, data) = self.tensor(name, &[len])?;
+        Ok(Vector { name: name.into(), values: to_f32(data.as_ref(), dtype) })
+    }
+}
+
+/// Elements as f32, which holds all values of the other types.
+fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let halves = || bytes.as_chunks().0.iter().copied();
+    match dtype {
+        Dtype::F32 => bytes.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect(),
+        Dtype::F16 => halves().map(|x| half::f16::from_le_bytes(x).to_f32()).collect(),
+        Dtype::Bf16 => halves().map(|x| half::bf16::from_le_bytes(x).to_f32()).collect(),
+    }
+}
+
+fn open_shard(dir: &Path, index: &Path, tensor: &str, file: &str) -> Result<TensorFile> {
+    let error = |reason: String| Error::field(index, tensor, reason);
+    let inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
+    if file.is_empty() || !inside {
+        return Err(error(format!("is said to be in {file:?}; expected a file of the model's directory")));
+    }
+    let path = dir.join(file);
+    if !path.exists() {
+        return Err(error(format!("is said to be in {file:?}, which is missing")));
+    }
+    TensorFile::open(&path)
+}
+
+/// Why a directory has no weights that can be read.
+fn no_weights(dir: &Path) -> Error {
+    let pickled =
+        ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth"];
+    match pickled.iter().find(|name| dir.join(name).exists()) {
+        Some(name) => Error::file(
+            dir.join(name),
+            format!(
+                "a pickle, which can run code when read; only safetensors are accepted. Convert it once with: \
+                 python -c \"from transformers import AutoModelForCausalLM as M; d = r'{}'; \
+                 M.from_pretrained(d, torch_dtype='auto').save_pretrained(d, safe_serialization=True)\"",
+                dir.display()
+            ),
+        ),
+        None => Error::file(dir, format!("has no weights; expected {SINGLE}, or {INDEX} and its shards")),
+    }
+}

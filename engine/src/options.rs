@@ -1,0 +1,78 @@
+//! How an engine is set up.
+
+use crate::backend::Limits;
+
+/// Which backend runs the plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// A real GPU if there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU; a software one if there is no other.
+    Gpu,
+}
+
+/// Which plan runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlanKind {
+    /// The fused plan.
+    #[default]
+    Fused,
+    /// One mathematical step per op: what the fused plan is tested against.
+    Plain,
+}
+
+/// Which CPU kernels run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CpuKernels {
+    /// The fast ones.
+    #[default]
+    Fast,
+    /// The plain twins: slow, in f64, what everything else is tested against.
+    Plain,
+}
+
+/// How an engine is set up. The defaults suit one user with a few parallel paths.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// Which backend.
+    pub backend: BackendChoice,
+    /// Which plan.
+    pub plan: PlanKind,
+    /// Which CPU kernels.
+    pub cpu_kernels: CpuKernels,
+    /// CPU threads; `None` takes one per core.
+    pub threads: Option<usize>,
+    /// Sequences that run at the same time; more wait.
+    pub sequences: usize,
+    /// Positions of KV cache per sequence to begin with; it grows, up to the model's context, when a request needs
+    /// more.
+    pub context: usize,
+    /// Rows of a step at most: a longer prompt runs in chunks of this size.
+    pub rows: usize,
+    /// Whether ops are timed.
+    pub timing: bool,
+    /// Artificial limits, for tests.
+    pub limits: Limits,
+    /// Validated shaders and bounds checks on the GPU, for tests.
+    pub checked: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            backend: BackendChoice::Auto,
+            plan: PlanKind::Fused,
+            cpu_kernels: CpuKernels::Fast,
+            threads: None,
+            sequences: 16,
+            context: 1024,
+            rows: 256,
+            timing: false,
+            limits: Limits::default(),
+            checked: false,
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The same plan with room for other adapters, or for none: all share their weights.
+
+use std::sync::Arc;
+
+use super::graph::Graph;
+use super::{LoraCapacity, OpKind, Plan, Site};
+
+impl Plan {
+    /// This plan without LoRA: what runs when every mask is off.
+    pub fn without_lora(&self) -> Plan {
+        let mut graph = Graph::new(self);
+        for op in &mut graph.ops {
+            let Some(inner) = op else { continue };
+            let site = match &mut inner.kind {
+                OpKind::Project(project) => project.lora.take(),
+                OpKind::GateUp(gate_up) => gate_up.lora.take(),
+                OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. } => {
+                    *op = None;
+                    continue;
+                }
+                _ => None,
+            };
+            if site.is_some() {
+                inner.inputs.remove(1);
+            }
+        }
+        graph.bypass_lora_up();
+        graph.finish()
+    }
+
+    /// This plan with pools of another capacity.
+    pub fn with_lora_capacity(&self, capacity: LoraCapacity) -> Plan {
+        let mut plan = self.clone();
+        for op in &mut plan.ops {
+            let site = match &mut op.kind {
+                OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => {
+                    Some(site)
+                }
+                OpKind::Project(project) => project.lora.as_mut(),
+                OpKind::GateUp(gate_up) => gate_up.lora.as_mut(),
+                _ => None,
+            };
+            let Some(site) = site else { continue };
+            *site = Arc::new(Site { capacity, ..(**site).clone() });
+            let t_width = site.t_width();
+            if let (OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. }, Some(t)) = (&op.kind, op.output) {
+                plan.tensors[t.0 as usize].width = t_width;
+            }
+        }
+        plan
+    }
+
+    /// Bytes of the biggest B pool: it must fit one binding for a LoRA epilogue.
+    pub fn max_b_pool_bytes(&self) -> u64 {
+        let sites = (0..self.ops.len()).filter_map(|index| self.site(index));
+        sites.map(|site| site.b_len() as u64 * 4).max().unwrap_or(0)
+    }
+}
+
+impl Graph {
+    /// Removes every LoraUp: its base projection writes the result itself.
+    fn bypass_lora_up(&mut self) {
+        for index in 0..self.ops.len() {
+            let Some(op) = self.op(index).filter(|op| matches!(op.kind, OpKind::LoraUp { .. })).cloned()
+            else {
+                continue;
+            };
+            let Some(base) = self.producer(op.inputs[0]) else { continue };
+            let Some(mut project) = self.op(base).cloned() else { continue };
+            (project.name, project.output) = (op.name, op.output);
+            self.replace(&[index], base, project);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A backend with the plans of one model on it, rebuilt when a request needs more room.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use wattle_shaders::Sampled;
+
+use crate::adapter::Factors;
+use crate::backend::{self, Backend, Capacity, Doors, PlanHandle, Step, Ticket};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::options::{EngineOptions, PlanKind};
+use crate::plan::{self, Extent, FuseOptions, LoraCapacity, Plan, TensorId};
+
+/// What the requests at hand need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Positions per sequence.
+    pub context: usize,
+    /// Adapter slots and rank.
+    pub lora: LoraCapacity,
+}
+
+impl Needs {
+    fn covers(&self, other: &Self) -> bool {
+        self.context >= other.context
+            && self.lora.slots >= other.lora.slots
+            && self.lora.rank >= other.lora.rank
+            && self.lora.outside >= other.lora.outside
+    }
+
+    fn max(&self, other: &Self) -> Self {
+        let lora = LoraCapacity {
+            slots: self.lora.slots.max(other.lora.slots),
+            rank: self.lora.rank.max(other.lora.rank),
+            outside: self.lora.outside || other.lora.outside,
+        };
+        Self { context: self.context.max(other.context), lora }
+    }
+}
+
+/// A prepared plan.
+struct Prepared {
+    plan: Arc<Plan>,
+    handle: PlanHandle,
+}
+
+/// A backend, its capacity, and the plan with and without LoRA.
+pub(crate) struct Runtime {
+    pub backend: Box<dyn Backend>,
+    pub capacity: Capacity,
+    needs: Needs,
+    base: Prepared,
+    /// Only where some adapter is loaded.
+    adapted: Option<Prepared>,
+}
+
+impl Runtime {
+    /// Makes a backend and prepares the plans. `slots` are the factors of all adapter slots.
+    pub fn new(
+        model: &Model,
+        options: &EngineOptions,
+        needs: Needs,
+        slots: &[Option<Arc<Factors>>],
+    ) -> Result<Self> {
+        let (base_plan, adapted_plan) = compile(model, options, needs.lora);
+        let capacity = capacity(&adapted_plan, options, needs.context)?;
+        let mut backend = backend::create(options, capacity)?;
+        backend.set_timing(options.timing);
+        let mut prepare = |plan: Plan| -> Result<Prepared> {
+            let plan = Arc::new(plan);
+            Ok(Prepared { handle: backend.prepare(&plan)?, plan })
+        };
+        let base = prepare(base_plan)?;
+        let adapted = if needs.lora.slots > 0 { Some(prepare(adapted_plan)?) } else { None };
+        for (slot, factors) in slots.iter().enumerate() {
+            backend.set_slot(slot, factors.clone())?;
+        }
+        Ok(Self { backend, capacity, needs, base, adapted })
+    }
+
+    /// Whether requests with these needs can run without rebuilding.
+    pub fn covers(&self, needs: &Needs) -> bool {
+        self.needs.covers(needs)
+    }
+
+    /// What a rebuilt runtime should have room for: what is needed, and no less than now.
+    pub fn grown(&self, needs: &Needs) -> Needs {
+        self.needs.max(needs)
+    }
+
+    /// The plan that a step runs: the base plan when the host knows that every mask is off.
+    fn choose(&self, step: &Step) -> &Prepared {
+        let any_lora = step.rows.iter().any(|row| row.slot != wattle_shaders::NO_INDEX && row.lora != [0; 4]);
+        match &self.adapted {
+            Some(adapted) if any_lora => adapted,
+            _ => &self.base,
+        }
+    }
+
+    /// The plan without LoRA.
+    pub fn base_plan(&self) -> &Arc<Plan> {
+        &self.base.plan
+    }
+
+    /// The plan with LoRA, if some adapter is loaded.
+    pub fn adapted_plan(&self) -> Option<&Arc<Plan>> {
+        self.adapted.as_ref().map(|prepared| &prepared.plan)
+    }
+
+    /// Starts a step.
+    pub fn submit(&mut self, step: &Step) -> Result<Ticket> {
+        let handle = self.choose(step).handle;
+        self.backend.submit(handle, step)
+    }
+
+    /// Waits for a step.
+    pub fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
+        self.backend.collect(ticket)
+    }
+
+    /// Runs everything before sampling and returns the logits \[samples, vocab\].
+    pub fn logits(&mut self, step: &Step) -> Result<Vec<f32>> {
+        self.tap(step, "head")
+    }
+
+    /// Runs a step without sampling and returns one tensor by name.
+    pub fn tap(&mut self, step: &Step, name: &str) -> Result<Vec<f32>> {
+        let chosen = self.choose(step);
+        let (plan, handle) = (&chosen.plan, chosen.handle);
+        let tensor: TensorId =
+            plan.find(name).ok_or_else(|| Error::value("tensor", format!("no {name} in the plan")))?;
+        let end = plan.find_op("sample").unwrap_or(plan.ops.len());
+        let doors = Doors { range: 0..end, import: Vec::new(), taps: vec![tensor] };
+        let mut taps: HashMap<_, _> = self.backend.run(handle, step, &doors)?;
+        taps.remove(&tensor)
+            .ok_or_else(|| Error::device(self.backend.device(), format!("{name} was not returned")))
+    }
+}
+
+/// The plans without and with LoRA; they share their weights.
+fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
+    let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1), ..lora };
+    let plain = plan::build(&model.spec, &model.weights, some);
+    if options.plan == PlanKind::Plain {
+        return (plain.without_lora(), plain);
+    }
+    let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
+    let base = fused.without_lora();
+    if fused.max_b_pool_bytes() <= binding(options) {
+        return (base, fused);
+    }
+    (base, plan::fuse(&plain, FuseOptions { lora_epilogue: false }))
+}
+
+/// Every device allows bindings of 128 MiB (WebGPU's default limit).
+fn binding(options: &EngineOptions) -> u64 {
+    options.limits.binding.min(128 << 20)
+}
+
+fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capacity> {
+    let widest =
+        |extent| plan.tensors.iter().filter(|t| t.extent == extent).map(|t| t.width).max().unwrap_or(1);
+    let fitting = |wanted: usize, width: usize| {
+        let fit = usize::try_from(binding(options) / (width as u64 * 4)).unwrap_or(usize::MAX);
+        match wanted.min(fit) {
+            0 => Err(Error::value(
+                "model",
+                format!("one row of {width} values does not fit a binding of the device"),
+            )),
+            rows => Ok(rows),
+        }
+    };
+    let rows = fitting(options.rows.max(1), widest(Extent::Rows))?;
+    let samples = fitting(rows.min(options.sequences.max(32)), widest(Extent::Samples))?;
+    let sequences = options.sequences.clamp(1, samples.min(rows));
+    Ok(Capacity { sequences, context, rows, samples })
+}

@@ -1,0 +1,7 @@
+//! Requests → steps. One [`Batch`] runs a list of requests to their ends, as many sequences at a time as fit.
+
+mod batch;
+mod sequence;
+
+pub(crate) use batch::{Batch, Job};
+pub(crate) use sequence::{PathLimits, ResolvedLora};

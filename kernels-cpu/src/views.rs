@@ -1,0 +1,73 @@
+//! How kernels see memory: as f32 elements, whatever they are stored as.
+
+use half::{bf16, f16};
+
+/// Elements that a plain twin reads.
+pub trait Read {
+    /// Element `index` as f32.
+    fn get(&self, index: usize) -> f32;
+}
+
+/// Elements that a plain twin writes.
+pub trait Write {
+    /// Stores element `index`.
+    fn set(&mut self, index: usize, value: f32);
+}
+
+impl Read for &[f32] {
+    fn get(&self, index: usize) -> f32 {
+        self[index]
+    }
+}
+
+impl Write for &mut [f32] {
+    fn set(&mut self, index: usize, value: f32) {
+        self[index] = value;
+    }
+}
+
+/// A slice of elements as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored<'a> {
+    /// IEEE binary32.
+    F32(&'a [f32]),
+    /// IEEE binary16.
+    F16(&'a [f16]),
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+}
+
+impl Read for Stored<'_> {
+    fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(values) => values[index],
+            Self::F16(values) => values[index].to_f32(),
+            Self::Bf16(values) => values[index].to_f32(),
+        }
+    }
+}
+
+/// A matrix \[rows, cols\] whose rows lie in one or more slices, in order.
+#[derive(Clone, Debug)]
+pub struct Weight<'a> {
+    /// Elements of a row.
+    pub cols: usize,
+    /// The slices, each with the index of its first row; at least one, each of whole rows.
+    pub parts: Vec<(usize, Stored<'a>)>,
+}
+
+impl<'a> Weight<'a> {
+    /// The part that holds row `row`, and the row's index in it.
+    pub fn locate(&self, row: usize) -> (Stored<'a>, usize) {
+        let index = self.parts.partition_point(|&(first, _)| first <= row).saturating_sub(1);
+        let (first, stored) = self.parts[index];
+        (stored, row - first)
+    }
+}
+
+impl Read for Weight<'_> {
+    fn get(&self, index: usize) -> f32 {
+        let (stored, row) = self.locate(index / self.cols);
+        stored.get(row * self.cols + index % self.cols)
+    }
+}

@@ -1,0 +1,77 @@
+//! What several test binaries share: fixtures, engines, and what to do where there is no GPU.
+#![allow(dead_code, reason = "every test binary uses another part")]
+
+use std::path::PathBuf;
+
+use safetensors::{Dtype, SafeTensors};
+use wattle_engine::{BackendChoice, Engine, EngineOptions, Error};
+
+/// The fixtures' folder.
+pub fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+/// The tensors of an `expected.safetensors`.
+pub struct Expected(Vec<u8>);
+
+impl Expected {
+    pub fn read(dir: &std::path::Path) -> Self {
+        let file = dir.join("expected.safetensors");
+        Self(std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())))
+    }
+
+    pub fn ids(&self, name: &str) -> Option<Vec<u32>> {
+        let tensors = SafeTensors::deserialize(&self.0).expect("a safetensors file");
+        let view = tensors.tensor(name).ok()?;
+        assert_eq!(view.dtype(), Dtype::I64, "{name}");
+        let words = view.data().chunks_exact(8);
+        Some(words.map(|w| i64::from_le_bytes(w.try_into().expect("8 bytes")) as u32).collect())
+    }
+
+    pub fn floats(&self, name: &str) -> Option<Vec<f32>> {
+        let tensors = SafeTensors::deserialize(&self.0).expect("a safetensors file");
+        let view = tensors.tensor(name).ok()?;
+        assert_eq!(view.dtype(), Dtype::F32, "{name}");
+        let words = view.data().chunks_exact(4);
+        Some(words.map(|w| f32::from_le_bytes(w.try_into().expect("4 bytes"))).collect())
+    }
+}
+
+/// An engine for tests: checked shaders, few sequences.
+pub fn options(backend: BackendChoice) -> EngineOptions {
+    EngineOptions {
+        backend,
+        sequences: 4,
+        context: 64,
+        checked: true,
+        threads: Some(2),
+        ..EngineOptions::default()
+    }
+}
+
+/// The engine, or `None` (with the reason printed) where it needs a GPU and there is none.
+pub fn engine(dir: &std::path::Path, options: EngineOptions) -> Option<Engine> {
+    let gpu = options.backend == BackendChoice::Gpu;
+    match Engine::load(dir, options) {
+        Ok(engine) => Some(engine),
+        Err(Error::Device { device, reason }) if gpu && !gpu_required() => {
+            println!("skipped: needs a GPU adapter, and there is none ({device}: {reason})");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Whether a missing GPU adapter is a failure.
+pub fn gpu_required() -> bool {
+    std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1")
+}
+
+/// The largest difference, relative to the largest magnitude of `expected`; infinite for NaN or another length.
+pub fn error(actual: &[f32], expected: &[f32]) -> f32 {
+    if actual.len() != expected.len() || actual.iter().any(|x| !x.is_finite()) {
+        return f32::INFINITY;
+    }
+    let scale = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    actual.iter().zip(expected).fold(0.0_f32, |max, (a, e)| max.max((a - e).abs())) / scale
+}

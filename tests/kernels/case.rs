@@ -1,0 +1,127 @@
+//! A case, and how it is run on a backend.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use wattle_engine::adapter::Factors;
+use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
+use wattle_engine::backend::{Backend, Capacity, Doors, Limits, Step};
+use wattle_engine::plan::{Plan, TensorId};
+use wattle_engine::{Result, Sampled};
+
+use crate::compare::{Checked, Failure, compare};
+
+/// Makes a fresh backend for a case: with its capacity, and with guards on.
+pub type Make<'a> = &'a dyn Fn(&Case) -> Result<Box<dyn Backend>>;
+
+/// A small plan with everything it reads.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What is special about it; unique among the kernel's cases.
+    pub name: String,
+    /// Usually one op.
+    pub plan: Arc<Plan>,
+    /// What is done with it, in order.
+    pub acts: Vec<Act>,
+    /// Contents of the adapter slots.
+    pub slots: Vec<Option<Arc<Factors>>>,
+    /// Contents of the KV cache before the first act, from position 0 on: layer, sequence, K and V. The same
+    /// positions are compared after the last act.
+    pub kv: Vec<(usize, u32, [Vec<f32>; 2])>,
+    /// What the backend must have room for.
+    pub capacity: Capacity,
+    /// The largest error, relative to the largest magnitude of each compared tensor.
+    pub tolerance: f32,
+}
+
+/// One thing done with a plan.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Runs a range of ops with their border tensors imported; every tensor that the range writes is compared.
+    Run {
+        /// The ops.
+        range: Range<usize>,
+        /// The rows.
+        step: Step,
+        /// What the range reads and does not write.
+        import: Vec<(TensorId, Vec<f32>)>,
+    },
+    /// Runs the whole plan; the drawn tokens are compared.
+    Submit(Step),
+}
+
+/// What a backend answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Seen {
+    /// A tensor or a part of the cache, by name.
+    Floats(String, Vec<f32>),
+    /// The samples of a step.
+    Drawn(Vec<Sampled>),
+}
+
+impl Case {
+    /// A case with one act: all ops of the plan are run on `step`.
+    pub fn new(name: impl Into<String>, plan: Plan, step: Step, import: Vec<(TensorId, Vec<f32>)>) -> Self {
+        let capacity =
+            Capacity { sequences: 3, context: 16, rows: step.rows.len(), samples: step.samples.len().max(1) };
+        let act = Act::Run { range: 0..plan.ops.len(), step, import };
+        let (slots, kv) = (Vec::new(), Vec::new());
+        Self { name: name.into(), plan: Arc::new(plan), acts: vec![act], slots, kv, capacity, tolerance: 0.0 }
+    }
+
+    /// The plain twins as a backend: what others are compared with.
+    pub fn reference(&self) -> Result<Box<dyn Backend>> {
+        let limits = Limits { guards: true, ..Limits::default() };
+        let options = CpuOptions { mode: Mode::Plain, threads: Some(1), limits, capacity: self.capacity };
+        Ok(Box::new(CpuBackend::new(options)?))
+    }
+
+    /// Runs the case on the plain twins and on the backend that `make` makes, and compares.
+    ///
+    /// # Errors
+    /// A [`Failure`] when the backend answers with an error, or with anything else than the twins.
+    pub fn check(&self, make: Make) -> Result<Checked, Failure> {
+        let failed = |what: String| Failure { case: self.name.clone(), what };
+        let reference = self.run(self.reference()).map_err(|error| failed(format!("reference: {error}")))?;
+        let seen = self.run(make(self)).map_err(|error| failed(error.to_string()))?;
+        compare(&reference, &seen, self.tolerance).map_err(failed)
+    }
+
+    /// Everything that a backend answers to the case.
+    pub(crate) fn run(&self, backend: Result<Box<dyn Backend>>) -> Result<Vec<Seen>> {
+        let mut backend = backend?;
+        let plan = backend.prepare(&self.plan)?;
+        for (slot, factors) in self.slots.iter().enumerate() {
+            backend.set_slot(slot, factors.clone())?;
+        }
+        for (layer, sequence, kv) in &self.kv {
+            backend.import_kv(*layer, *sequence, kv)?;
+        }
+        let mut seen = Vec::new();
+        for act in &self.acts {
+            match act {
+                Act::Run { range, step, import } => {
+                    let taps = self.plan.ops[range.clone()].iter().filter_map(|op| op.output).collect();
+                    let doors = Doors { range: range.clone(), import: import.clone(), taps };
+                    let mut values = backend.run(plan, step, &doors)?;
+                    for id in doors.taps {
+                        let name = self.plan.tensor(id).name.clone();
+                        seen.push(Seen::Floats(name, values.remove(&id).unwrap_or_default()));
+                    }
+                }
+                Act::Submit(step) => {
+                    let ticket = backend.submit(plan, step)?;
+                    seen.push(Seen::Drawn(backend.collect(ticket)?));
+                }
+            }
+        }
+        let width = self.plan.kv.width();
+        for (layer, sequence, before) in &self.kv {
+            let [k, v] = backend.export_kv(*layer, *sequence, before[0].len() / width)?;
+            seen.push(Seen::Floats(format!("keys of layer {layer}, sequence {sequence}"), k));
+            seen.push(Seen::Floats(format!("values of layer {layer}, sequence {sequence}"), v));
+        }
+        backend.check_guards()?;
+        Ok(seen)
+    }
+}

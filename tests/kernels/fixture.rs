@@ -1,0 +1,219 @@
+//! What cases are made of: numbers, rows, weights, adapters, one-op plans.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use wattle_engine::adapter::{Factors, Pair, Place, Target};
+use wattle_engine::backend::Step;
+use wattle_engine::model::{Bytes, Dtype, Matrix, Vector};
+use wattle_engine::plan::{
+    Extent, KvShape, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
+};
+use wattle_engine::{LayerMask, NO_INDEX, Row, Sample};
+
+/// The vocabulary of all cases' plans that do not choose another.
+pub const VOCAB: usize = 173;
+
+/// Repeatable numbers: SplitMix64 (Steele et al. 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    /// In \[-1, 1).
+    pub fn number(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// Numbers in \[-scale, scale).
+    pub fn numbers(&mut self, len: usize, scale: f32) -> Vec<f32> {
+        (0..len).map(|_| self.number() * scale).collect()
+    }
+
+    /// A matrix whose products with inputs of size 1 are of size 1.
+    pub fn matrix(&mut self, rows: usize, cols: usize, dtype: Dtype) -> Arc<Matrix> {
+        let scale = 1.7 / (cols as f32).sqrt();
+        matrix(rows, cols, dtype, &self.numbers(rows * cols, scale))
+    }
+
+    /// A bias or norm weight around 1, so that leaving it out shows.
+    pub fn vector(&mut self, len: usize) -> Arc<Vector> {
+        let values = (0..len).map(|_| 1.0 + 0.5 * self.number()).collect();
+        Arc::new(Vector { name: "vector".into(), values })
+    }
+}
+
+/// A matrix of these values, rounded to `dtype`.
+pub fn matrix(rows: usize, cols: usize, dtype: Dtype, values: &[f32]) -> Arc<Matrix> {
+    let words = |round: fn(f32) -> u16| Halves(values.iter().map(|&x| round(x)).collect());
+    let matrix = match dtype {
+        Dtype::F32 => Matrix::from_f32("matrix", rows, cols, values),
+        Dtype::F16 => {
+            Matrix::new("matrix", rows, cols, dtype, Bytes::new(words(|x| f16::from_f32(x).to_bits())))
+        }
+        Dtype::Bf16 => {
+            Matrix::new("matrix", rows, cols, dtype, Bytes::new(words(|x| bf16::from_f32(x).to_bits())))
+        }
+    };
+    Arc::new(matrix.unwrap_or_else(|| unreachable!("{rows} × {cols} values were made for this matrix")))
+}
+
+/// 16-bit elements as an owner of bytes, little-endian as all supported machines are.
+struct Halves(Vec<u16>);
+
+impl AsRef<[u8]> for Halves {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// A plan that is being written down.
+pub struct Draft(pub Plan);
+
+impl Draft {
+    /// Without ops, with a cache of one layer and one head of 4.
+    pub fn new() -> Self {
+        Self::with_kv(KvShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 4 })
+    }
+
+    /// Without ops, with this cache.
+    pub fn with_kv(kv: KvShape) -> Self {
+        Self(Plan { ops: Vec::new(), tensors: Vec::new(), kv, rope: None, vocab: VOCAB })
+    }
+
+    /// A tensor that no op writes: it is imported.
+    pub fn tensor(&mut self, name: &str, extent: Extent, width: usize) -> TensorId {
+        self.0.tensors.push(Tensor { name: name.into(), extent, width });
+        TensorId(self.0.tensors.len() as u32 - 1)
+    }
+
+    /// An op, and the tensor it writes if it has a shape.
+    pub fn op(&mut self, kind: OpKind, inputs: &[TensorId], output: Option<(Extent, usize)>) -> TensorId {
+        let name = kind.kernel();
+        let output = output.map(|(extent, width)| self.tensor(name, extent, width));
+        self.0.ops.push(Op { name: name.into(), kind, inputs: inputs.to_vec(), output });
+        output.unwrap_or(TensorId(u32::MAX))
+    }
+
+    /// The plan of one op that maps tensors of these widths to one.
+    pub fn map(mut self, kind: OpKind, extent: Extent, inputs: &[usize], output: usize) -> Plan {
+        let inputs: Vec<_> = inputs.iter().map(|&width| self.tensor("input", extent, width)).collect();
+        self.op(kind, &inputs, Some((extent, output)));
+        self.0
+    }
+}
+
+/// `n` rows of three sequences, from position 2 on, with random tokens.
+pub fn rows(n: usize, random: &mut Random) -> Vec<Row> {
+    let row = |i: usize| Row::prompt(random.below(VOCAB) as u32, 2 + i as u32 / 3, i as u32 % 3);
+    (0..n).map(row).collect()
+}
+
+/// A step of these rows of which every `every`-th is sampled, from row `first` on.
+pub fn step(rows: Vec<Row>, first: usize, every: usize) -> Step {
+    let sample = |index: usize| greedy(index, &rows[index]);
+    let samples = (first..rows.len()).step_by(every).map(sample).collect();
+    Step { rows, samples }
+}
+
+/// The most probable token after a row.
+pub fn greedy(index: usize, row: &Row) -> Sample {
+    Sample {
+        row: index as u32,
+        sequence: row.sequence,
+        path: 0,
+        position: row.position + 1,
+        seed: [0; 2],
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        penalty: 1.0,
+        _pad: [0; 2],
+    }
+}
+
+/// The layer of all cases' LoRA sites: its bit is in the second word of a mask.
+const LAYER: u32 = 37;
+
+/// A site with room for ranks up to 6 in four slots, whose targets have these outputs, one after the other.
+pub fn site(cols: usize, outputs: &[usize]) -> Arc<Site> {
+    let names = [Target::Q, Target::K, Target::V];
+    let mut start = 0;
+    let target = |(&target, &rows): (&Target, &usize)| {
+        start += rows;
+        SiteTarget { target, rows, start: start - rows }
+    };
+    let targets = names.iter().zip(outputs).map(target).collect();
+    Arc::new(Site {
+        layer: LAYER,
+        cols,
+        targets,
+        capacity: LoraCapacity { slots: 4, rank: 6, outside: true },
+    })
+}
+
+/// Slot 0 has the highest rank everywhere; slot 1 rank 1 to 3, and nothing for the second target; slot 2 is empty;
+/// slot 3 is all NaN, and [`lora_rows`] mask it off.
+pub fn slots(site: &Site, random: &mut Random) -> Vec<Option<Arc<Factors>>> {
+    let mut factors = |rank: &dyn Fn(usize) -> usize, nan: bool| {
+        let mut pairs = BTreeMap::new();
+        for (index, target) in site.targets.iter().enumerate().filter(|&(index, _)| rank(index) > 0) {
+            let (rank, cols, rows) = (rank(index), site.cols, target.rows);
+            let mut values = |len| if nan { vec![f32::NAN; len] } else { random.numbers(len, 0.5) };
+            let pair = Pair { rank, cols, rows, a: values(rank * cols), b: values(rows * rank) };
+            pairs.insert(Place { layer: site.layer, target: target.target }, pair);
+        }
+        Some(Arc::new(Factors { pairs }))
+    };
+    let low = |index: usize| [3, 0, 1][index.min(2)];
+    vec![factors(&|_| site.capacity.rank, false), factors(&low, false), None, factors(&|_| 2, true)]
+}
+
+/// Rows that differ in slot and mask: on, none, low rank, empty slot, NaN masked off, on elsewhere only.
+pub fn lora_rows(n: usize, random: &mut Random) -> Vec<Row> {
+    let mut rows = rows(n, random);
+    let elsewhere = LayerMask(!LayerMask::of([LAYER as usize]).0);
+    let kinds = [
+        (0, LayerMask::of([LAYER as usize])),
+        (NO_INDEX, LayerMask::ALL),
+        (1, LayerMask::ALL),
+        (2, LayerMask::ALL),
+        (3, LayerMask::NONE),
+        (0, elsewhere),
+    ];
+    for (row, (slot, mask)) in rows.iter_mut().zip(kinds.into_iter().cycle()) {
+        (row.slot, row.lora) = (slot, mask.words());
+    }
+    rows
+}
+
+/// t for the rows that have one, NaN elsewhere: nobody may read that.
+pub fn t_values(site: &Site, slots: &[Option<Arc<Factors>>], rows: &[Row], random: &mut Random) -> Vec<f32> {
+    let mut values = vec![f32::NAN; rows.len() * site.t_width()];
+    for (line, row) in rows.iter().enumerate().filter(|(_, row)| row.lora_in(site.layer)) {
+        for (index, target) in site.targets.iter().enumerate() {
+            let place = Place { layer: site.layer, target: target.target };
+            let factors = slots.get(row.slot as usize).and_then(|slot| slot.as_ref());
+            let rank = factors.and_then(|factors| factors.pairs.get(&place)).map_or(0, |pair| pair.rank);
+            let start = line * site.t_width() + index * site.capacity.rank;
+            values[start..start + rank].copy_from_slice(&random.numbers(rank, 1.0));
+        }
+    }
+    values
+}
+
+/// The sampled rows of a step.
+pub fn sampled_rows(step: &Step) -> Vec<Row> {
+    step.samples.iter().map(|sample| step.rows[sample.row as usize]).collect()
+}

@@ -1,0 +1,127 @@
+//! Projections with all their epilogues.
+
+use std::sync::Arc;
+
+use wattle_engine::backend::Step;
+use wattle_engine::model::{Activation, Dtype, Matrix};
+use wattle_engine::plan::{Extent, OpKind, Project, Site, TensorId};
+
+use crate::Case;
+use crate::fixture::{Draft, Random, VOCAB, lora_rows, rows, sampled_rows, site, slots, step, t_values};
+
+/// Measured on the CPU's f32 kernels: 4e-7 at most (sums of up to 1031 terms); other orders of summation may differ
+/// by a few times that.
+pub(crate) const TOLERANCE: f32 = 4e-6;
+
+/// Every combination of parts that a fused plan has, at sizes around those of workgroups and vectors.
+pub fn cases() -> Vec<Case> {
+    let (f32, f16, bf16) = (Dtype::F32, Dtype::F16, Dtype::Bf16);
+    let plain = [
+        (1, 1, 1, f32),
+        (3, 5, 2, bf16),
+        (4, 64, 3, f16),
+        (63, 65, 4, f32),
+        (64, 63, 9, f32),
+        (65, 127, 5, f16),
+        (173, 128, 6, bf16),
+        (130, 1, 7, f16),
+        (1031, 33, 8, f32),
+        (256, 200, 1, bf16),
+    ];
+    let mut cases: Vec<Case> =
+        plain.map(|(inputs, outputs, n, dtype)| open(inputs, outputs, n, dtype)).into();
+    let functions = [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu];
+    cases.extend(functions.iter().zip([1, 3, 4, 9]).map(|(&f, n)| with_all(n, Some(f), false)));
+    cases.extend([1, 2, 5, 8, 9].map(|n| with_all(n, None, true)));
+    cases.extend([(1, f32), (4, f16), (9, bf16)].map(|(n, dtype)| stacked(n, dtype)));
+    cases.extend([(9, 3), (9, 1), (1, 1)].map(|(n, every)| head(n, every)));
+    cases
+}
+
+fn project(weight: Arc<Matrix>) -> Project {
+    Project { weight, bias: None, lora: None, activation: None, residual: false }
+}
+
+fn finish(name: String, plan: wattle_engine::plan::Plan, step: Step, inputs: Vec<Vec<f32>>) -> Case {
+    let import = (0..).map(TensorId).zip(inputs).collect();
+    Case { tolerance: TOLERANCE, ..Case::new(name, plan, step, import) }
+}
+
+/// Only W x.
+fn open(inputs: usize, outputs: usize, n: usize, dtype: Dtype) -> Case {
+    let random = &mut Random((inputs * outputs) as u64);
+    let kind = OpKind::Project(project(random.matrix(outputs, inputs, dtype)));
+    let plan = Draft::new().map(kind, Extent::Rows, &[inputs], outputs);
+    let x = random.numbers(n * inputs, 1.0);
+    finish(format!("{n} rows, {inputs} → {outputs}, {dtype:?}"), plan, step(rows(n, random), 0, 1), vec![x])
+}
+
+/// Bias, LoRA, an activation or not, a residual or not.
+fn with_all(n: usize, activation: Option<Activation>, residual: bool) -> Case {
+    let (inputs, outputs) = (65, 77);
+    let random = &mut Random(n as u64);
+    let site = site(inputs, &[outputs]);
+    let weight = random.matrix(outputs, inputs, Dtype::F32);
+    let bias = Some(random.vector(outputs));
+    let op = Project { bias, lora: Some(Arc::clone(&site)), activation, residual, ..project(weight) };
+    let mut widths = vec![inputs, site.t_width()];
+    widths.extend(residual.then_some(outputs));
+    let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &widths, outputs);
+    let residual = random.numbers(n * outputs, 1.0);
+    lora_case(
+        format!("{n} rows, bias, LoRA, {activation:?}, residual"),
+        plan,
+        &site,
+        n,
+        1,
+        vec![residual],
+        random,
+    )
+}
+
+/// q, k and v: a matrix of three parts, with three targets.
+fn stacked(n: usize, dtype: Dtype) -> Case {
+    let (inputs, outputs) = (70, [70, 20, 21]);
+    let random = &mut Random(n as u64);
+    let parts = outputs.map(|outputs| random.matrix(outputs, inputs, dtype));
+    let Some(weight) = Matrix::stack(&parts.each_ref().map(|part| &**part)) else {
+        unreachable!("same columns")
+    };
+    let site = site(inputs, &outputs);
+    let bias = Some(random.vector(weight.rows));
+    let op = Project { bias, lora: Some(Arc::clone(&site)), ..project(Arc::new(weight)) };
+    let width = outputs.iter().sum();
+    let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &[inputs, site.t_width()], width);
+    lora_case(format!("{n} rows, stacked, {dtype:?}"), plan, &site, n, 1, vec![], random)
+}
+
+/// Only for sampled rows, whose slots and masks are those of their rows.
+fn head(n: usize, every: usize) -> Case {
+    let inputs = 33;
+    let random = &mut Random(n as u64);
+    let site = site(inputs, &[VOCAB]);
+    let op = Project { lora: Some(Arc::clone(&site)), ..project(random.matrix(VOCAB, inputs, Dtype::Bf16)) };
+    let plan = Draft::new().map(OpKind::Project(op), Extent::Samples, &[inputs, site.t_width()], VOCAB);
+    lora_case(format!("every {every}. of {n} rows sampled"), plan, &site, n, every, vec![], random)
+}
+
+/// A case whose inputs are x, t, and `more`.
+fn lora_case(
+    name: String,
+    plan: wattle_engine::plan::Plan,
+    site: &Site,
+    n: usize,
+    every: usize,
+    more: Vec<Vec<f32>>,
+    random: &mut Random,
+) -> Case {
+    let slots = slots(site, random);
+    let step = step(lora_rows(n, random), 0, every);
+    let of_extent =
+        if plan.tensors[0].extent == Extent::Rows { step.rows.clone() } else { sampled_rows(&step) };
+    let x = random.numbers(of_extent.len() * site.cols, 1.0);
+    let t = t_values(site, &slots, &of_extent, random);
+    let needed = plan.ops[0].inputs.len();
+    let inputs = [x, t].into_iter().chain(more).take(needed).collect();
+    Case { slots, ..finish(name, plan, step, inputs) }
+}

@@ -1,0 +1,234 @@
+//! Plans: what fusing leaves of them, their doors, and that fused and plain compute the same.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::{Expected, error, fixtures, gpu_required, options};
+use wattle_engine::adapter::Adapter;
+use wattle_engine::backend::{self, Backend, Capacity, Doors, Step};
+use wattle_engine::model::Model;
+use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
+use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Row, Sample};
+use wattle_policy::{CostSource, OpCost, StepShape};
+
+const FUSE: FuseOptions = FuseOptions { lora_epilogue: true };
+const LORA: LoraCapacity = LoraCapacity { slots: 1, rank: 16, outside: true };
+
+fn dir(name: &str) -> PathBuf {
+    fixtures().join("models").join(name)
+}
+
+fn load(name: &str) -> Model {
+    Model::load(&dir(name)).expect("the fixture loads")
+}
+
+fn ops(plan: &Plan) -> Vec<&str> {
+    plan.ops.iter().map(|op| op.name.as_str()).collect()
+}
+
+#[test]
+fn a_fused_llama_layer_is_eight_launches_and_four_more_for_an_adapter() {
+    let model = load("llama");
+    let fused = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE);
+    let layer = |plan: &Plan| -> Vec<String> {
+        let names = ops(plan).into_iter().filter_map(|name| name.strip_prefix("layers.1."));
+        names.map(String::from).collect()
+    };
+    let base = ["attn_norm", "qkv", "rope_kv", "attend", "o", "mlp_norm", "gate_up", "down"];
+    assert_eq!(layer(&fused.without_lora()), base);
+    let with_lora = layer(&fused);
+    assert_eq!(with_lora.len(), base.len() + 4, "{with_lora:?}");
+    assert!(base.iter().all(|name| with_lora.iter().any(|op| op == name)));
+}
+
+#[test]
+fn the_base_plan_is_the_adapted_one_without_lora() {
+    for name in ["llama", "gpt2-prefix", "opt-350m", "qwen3", "phi3"] {
+        let model = load(name);
+        let plain = plan::build(&model.spec, &model.weights, LORA);
+        let base = plan::build(&model.spec, &model.weights, LoraCapacity::default());
+        assert_eq!(ops(&plain.without_lora()), ops(&base), "{name}");
+        let fused = plan::fuse(&plain, FUSE).without_lora();
+        assert_eq!(ops(&fused), ops(&plan::fuse(&base, FUSE)), "{name}");
+        assert!(fused.ops.len() < base.ops.len());
+    }
+}
+
+#[test]
+fn every_op_reads_only_what_earlier_ones_wrote() {
+    for name in ["llama", "gpt2-prefix", "opt-350m", "qwen3", "phi3"] {
+        let model = load(name);
+        let plain = plan::build(&model.spec, &model.weights, LORA);
+        for plan in [plan::fuse(&plain, FUSE), plan::fuse(&plain, FUSE).without_lora(), plain] {
+            let mut written = vec![false; plan.tensors.len()];
+            for op in &plan.ops {
+                assert!(op.inputs.iter().all(|id| written[id.0 as usize]), "{name}: {}", op.name);
+                if let Some(id) = op.output {
+                    assert!(
+                        !std::mem::replace(&mut written[id.0 as usize], true),
+                        "{name}: {} twice",
+                        op.name
+                    );
+                }
+            }
+            assert!(written.iter().all(|&w| w), "{name}: a tensor that nobody writes");
+        }
+    }
+}
+
+#[test]
+fn pools_of_another_capacity_change_nothing_but_sizes() {
+    let model = load("llama");
+    let plan = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE);
+    let bigger = plan.with_lora_capacity(LoraCapacity { slots: 3, rank: 32, ..LORA });
+    assert_eq!(ops(&plan), ops(&bigger));
+    assert_eq!(bigger.max_b_pool_bytes(), plan.max_b_pool_bytes() * 6);
+    let t = plan.find("layers.0.qkv.lora_down").expect("a tensor");
+    assert_eq!((plan.tensor(t).width, bigger.tensor(t).width), (3 * 16, 3 * 32));
+}
+
+/// A backend of each kind that is there.
+fn backends(capacity: Capacity) -> Vec<Box<dyn Backend>> {
+    let create = |options: EngineOptions| match backend::create(&options, capacity) {
+        Ok(backend) => Some(backend),
+        Err(error) if options.backend == BackendChoice::Gpu && !gpu_required() => {
+            println!("skipped on a GPU: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let cpu = options(BackendChoice::Cpu);
+    let plain = EngineOptions { cpu_kernels: CpuKernels::Plain, ..cpu.clone() };
+    [plain, cpu, options(BackendChoice::Gpu)].into_iter().filter_map(create).collect()
+}
+
+const CAPACITY: Capacity = Capacity { sequences: 2, context: 32, rows: 24, samples: 24 };
+
+/// The fixture's ids as a prompt of sequence 1 on slot 0, every row sampled; every third row without LoRA.
+fn step(name: &str) -> Step {
+    let ids = Expected::read(&dir(name)).ids("ids").expect("ids");
+    let mut step = Step::default();
+    for (position, &token) in ids.iter().enumerate() {
+        let lora = if position % 3 == 0 { LayerMask::NONE } else { LayerMask::ALL }.words();
+        step.rows.push(Row { slot: 0, lora, ..Row::prompt(token, position as u32, 1) });
+        let sample = Sample {
+            row: position as u32,
+            sequence: 1,
+            top_p: 1.0,
+            penalty: 1.0,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        step.samples.push(sample);
+    }
+    step
+}
+
+#[test]
+fn plain_and_fused_plans_compute_the_same_tensors() {
+    for (name, adapter) in [
+        ("llama", Some("all-linear")),
+        ("gpt2-prefix", Some("c-attn-c-proj-c-fc")),
+        ("phi3", Some("fused")),
+        ("qwen3", Some("all-linear")),
+        ("opt-350m", Some("fc-out")),
+        ("llama-bias", Some("all-linear")),
+        ("mistral", None),
+    ] {
+        let model = load(name);
+        let plain = Arc::new(plan::build(&model.spec, &model.weights, LORA));
+        let fused = Arc::new(plan::fuse(&plain, FUSE));
+        for mut backend in backends(CAPACITY) {
+            if let Some(adapter) = adapter {
+                let adapter =
+                    Adapter::load(&dir(name).join("adapters").join(adapter), &model.spec).expect("loads");
+                backend.set_slot(0, Some(adapter.factors)).expect("a slot");
+            }
+            let mut run = |plan: &Arc<Plan>| {
+                let handle = backend.prepare(plan).expect("the plan fits");
+                let taps = fused.tensors.iter().filter(|t| !t.name.ends_with("lora_down"));
+                let taps: Vec<_> = taps.filter_map(|t| plan.find(&t.name)).collect();
+                let end = plan.find_op("sample").expect("a last op");
+                let doors = Doors { range: 0..end, import: Vec::new(), taps };
+                let tapped = backend.run(handle, &step(name), &doors).expect("it runs");
+                tapped.into_iter().map(|(id, values)| (plan.tensor(id).name.clone(), values)).collect()
+            };
+            let (expected, actual): (std::collections::BTreeMap<_, _>, std::collections::BTreeMap<_, _>) =
+                (run(&plain), run(&fused));
+            let mut compared = 0;
+            for (tensor, values) in &expected {
+                let difference = error(&actual[tensor], values);
+                // Both are within 1e-4 of the oracle (tests/models.rs); here only the order of sums differs.
+                assert!(difference < 2e-5, "{name} {tensor} on {}: {difference:.1e}", backend.device());
+                compared += 1;
+            }
+            assert!(compared > 8, "only {compared} tensors have the same name");
+        }
+    }
+}
+
+#[test]
+fn a_plan_run_in_two_ranges_gives_the_same_bits() {
+    let model = load("llama");
+    let plan = Arc::new(plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE).without_lora());
+    let end = plan.find_op("sample").expect("a last op");
+    let logits = plan.find("head").expect("logits");
+    for mut backend in backends(CAPACITY) {
+        let handle = backend.prepare(&plan).expect("the plan fits");
+        let mut run = |range: std::ops::Range<usize>, import, taps| {
+            let doors = Doors { range, import, taps };
+            backend.run(handle, &step("llama"), &doors).expect("it runs")
+        };
+        let whole = run(0..end, Vec::new(), vec![logits]).remove(&logits).expect("a tap");
+        for middle in [1, 5, 9, end - 1] {
+            let border = plan.live_in(middle..end);
+            let first = run(0..middle, Vec::new(), border.clone());
+            let import = border.iter().map(|id| (*id, first[id].clone())).collect();
+            let second = run(middle..end, import, vec![logits]).remove(&logits).expect("a tap");
+            assert!(second == whole, "split at {middle} on {}", backend.device());
+        }
+    }
+}
+
+#[test]
+fn exported_kv_can_be_imported_into_another_sequence() {
+    let model = load("llama");
+    let plan = Arc::new(plan::build(&model.spec, &model.weights, LoraCapacity::default()));
+    let width = plan.kv.width();
+    for mut backend in backends(CAPACITY) {
+        let handle = backend.prepare(&plan).expect("the plan fits");
+        let end = plan.find_op("sample").expect("a last op");
+        let doors = Doors { range: 0..end, ..Doors::default() };
+        backend.run(handle, &step("llama"), &doors).expect("it runs");
+        let kv = backend.export_kv(1, 1, 24).expect("an export");
+        assert!(kv.iter().all(|half| half.len() == 24 * width && half.iter().all(|x| x.is_finite())));
+        backend.import_kv(1, 0, &kv).expect("an import");
+        assert_eq!(backend.export_kv(1, 0, 24).expect("an export"), kv);
+        backend.copy_sequence(1, 0, 10).expect("a copy");
+        let copied = backend.export_kv(0, 0, 10).expect("an export");
+        assert_eq!(copied[0], backend.export_kv(0, 1, 10).expect("an export")[0]);
+    }
+}
+
+#[test]
+fn costs_add_up() {
+    let model = load("llama");
+    let plan = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE);
+    let total =
+        |plan: &Plan, shape: &StepShape| -> OpCost { (0..plan.ops.len()).map(|i| plan.cost(i, shape)).sum() };
+    let base = plan.without_lora();
+    let one = StepShape::decode(1, 10);
+    assert_eq!(total(&base, &one).launches, base.ops.len() as u64);
+    // Weights are read once for eight rows, activations and KV eight times.
+    let eight = total(&base, &StepShape::decode(8, 10));
+    let embed_row = (model.weights.embed.cols * 4) as u64;
+    assert_eq!(eight.weight_bytes, total(&base, &one).weight_bytes + 7 * embed_row);
+    assert_eq!(eight.kv_read_bytes, 8 * total(&base, &one).kv_read_bytes);
+    // Masked off, LoRA costs nothing.
+    let off = total(&plan, &one);
+    assert_eq!((off.lora_bytes, off.lora_flops), (0, 0));
+    let on = total(&plan, &one.clone().with_adapter(8));
+    assert!(on.lora_bytes > 0 && on.weight_bytes == off.weight_bytes);
+    assert_eq!(plan.cost(usize::MAX, &one), OpCost::default());
+}
