@@ -34,6 +34,8 @@ params! {
     }
     /// `lora_down.wgsl`.
     LoraDown { k4: u32, used: u32, extent: u32 }
+    /// `lora_embed.wgsl`.
+    LoraEmbed { stride: u32, state_stride: u32 }
     /// `lora_up.wgsl`.
     LoraUp { width: u32, stride: u32, extent: u32, further: u32 }
     /// `rope.wgsl`.

@@ -48,6 +48,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "norm" => size_of::<params::Norm>(),
         "project" => size_of::<params::Project>(),
         "lora_down" => size_of::<params::LoraDown>(),
+        "lora_embed" => size_of::<params::LoraEmbed>(),
         "lora_up" => size_of::<params::LoraUp>(),
         "rope" => size_of::<params::Rope>(),
         "kv_write" => size_of::<params::KvWrite>(),

@@ -95,10 +95,7 @@ fn draw_sample(index: u32, lane: Lane) {
     if lane.index == 0u {
         let logprob = logits[draw.logits + token] - raw_top - log(total);
         results[index] = vec4u(token, bitcast<u32>(logprob), u32(invalid), 0u);
-        atomicStore(&state[draw.state], token);
-        atomicOr(&state[draw.state + 1u + token / 32u], 1u << (token % 32u));
     }
-    storageBarrier();
 }
 
 @compute @workgroup_size(256)
@@ -117,6 +114,14 @@ fn main(lane: Lane) {
     for (var i = index; i < samples; i++) {
         if sample_words(i, 0u).y == sequence {
             draw_sample(i, lane);
+        }
+    }
+    // Draws of one step do not see each other: the state takes them when all are done. Lane 0 wrote them itself.
+    for (var i = index; i < samples && lane.index == 0u; i++) {
+        if sample_words(i, 0u).y == sequence {
+            let token = results[i].x;
+            atomicStore(&state[sequence * params.state_stride], token);
+            atomicOr(&state[sequence * params.state_stride + 1u + token / 32u], 1u << (token % 32u));
         }
     }
 }

@@ -26,6 +26,13 @@ pub(super) fn assign(plan: &Plan, bytes: impl Fn(&Tensor) -> u64) -> Assignment 
         }
     }
     let mut assignment = Assignment { buffer: vec![0; plan.tensors.len()], sizes: Vec::new() };
+    // What no op writes is imported: it has a buffer of its own.
+    for (index, tensor) in plan.tensors.iter().enumerate() {
+        if !plan.ops.iter().any(|op| op.output.is_some_and(|id| id.0 as usize == index)) {
+            assignment.buffer[index] = assignment.sizes.len();
+            assignment.sizes.push(bytes(tensor));
+        }
+    }
     let mut free: VecDeque<usize> = VecDeque::new();
     for (index, op) in plan.ops.iter().enumerate() {
         if let Some(output) = op.output {

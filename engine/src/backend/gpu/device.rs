@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use super::GpuOptions;
+use super::pipelines::Pipelines;
 use crate::backend::Limits;
 use crate::error::{Error, Result};
 
@@ -113,6 +114,7 @@ pub(super) struct Gpu {
     pub limits: Limits,
     /// Shaders check their bounds.
     pub checked: bool,
+    pub pipelines: Pipelines,
     reported: Arc<Mutex<Reported>>,
 }
 
@@ -148,7 +150,8 @@ impl Gpu {
             f16: asked.f16 && info.f16,
             guards: asked.guards,
         };
-        Ok(Self { device, queue, info, limits, checked: options.checked, reported })
+        let pipelines = Pipelines::new(&device);
+        Ok(Self { device, queue, info, limits, checked: options.checked, pipelines, reported })
     }
 
     pub fn error(&self, reason: impl ToString) -> Error {
@@ -205,7 +208,7 @@ impl Gpu {
         let submission = self.queue.submit([encoder.finish()]);
         let mapped = Mapped::start(staging, total);
         self.wait(Some(submission))?;
-        mapped.finish(self)
+        Ok(mapped.finish(self)?.0)
     }
 }
 
@@ -227,15 +230,15 @@ impl Mapped {
         Self { buffer, bytes, outcome }
     }
 
-    /// The bytes; the submission must have been waited for.
-    pub fn finish(self, gpu: &Gpu) -> Result<Vec<u8>> {
+    /// The bytes, and the buffer for further use; the submission must have been waited for.
+    pub fn finish(self, gpu: &Gpu) -> Result<(Vec<u8>, wgpu::Buffer)> {
         let outcome = self.outcome.try_recv().map_err(|_| gpu.error("a read-back did not finish"))?;
         outcome.map_err(|error| gpu.error(error))?;
         let view = self.buffer.slice(..self.bytes.max(4)).get_mapped_range().map_err(|e| gpu.error(e))?;
         let bytes = view[..self.bytes as usize].to_vec();
         drop(view);
         self.buffer.unmap();
-        Ok(bytes)
+        Ok((bytes, self.buffer))
     }
 }
 

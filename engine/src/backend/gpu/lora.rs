@@ -9,7 +9,7 @@ use wattle_shaders::params;
 
 use super::device::Gpu;
 use crate::adapter::{Factors, Pair, Place};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::plan::Site;
 
 /// The most projections of a site: the length of `Site.part` in `lora.wgsl`.
@@ -36,7 +36,7 @@ type Slots = BTreeMap<usize, Arc<Factors>>;
 #[derive(Default)]
 pub(super) struct Pools {
     pools: Vec<Arc<Pool>>,
-    slots: Slots,
+    pub slots: Slots,
     pub bytes: u64,
 }
 
@@ -47,18 +47,14 @@ impl Pools {
             return Ok(Arc::clone(known));
         }
         let pool = Arc::new(Pool::new(gpu, Arc::clone(site))?);
-        self.slots.iter().try_for_each(|(&slot, factors)| pool.check(slot, factors))?;
         self.slots.keys().for_each(|&slot| pool.fill(gpu, slot, &self.slots));
         self.bytes += pool.a.iter().chain(&pool.b).map(|chunk| chunk.buffer.size()).sum::<u64>();
         self.pools.push(Arc::clone(&pool));
         Ok(pool)
     }
 
-    /// Puts factors into a slot of all pools, or empties it; changes nothing if they do not fit one.
+    /// Puts factors, which were checked against all plans, into a slot of all pools, or empties it.
     pub fn set(&mut self, gpu: &Gpu, slot: usize, factors: Option<Arc<Factors>>) -> Result<()> {
-        if let Some(factors) = &factors {
-            self.pools.iter().try_for_each(|pool| pool.check(slot, factors))?;
-        }
         match factors {
             Some(factors) => self.slots.insert(slot, factors),
             None => self.slots.remove(&slot),
@@ -74,8 +70,8 @@ impl Pool {
             return Err(gpu.error(format!("a LoRA site has {} projections, {MAX_PARTS} fit", site.targets.len())));
         }
         let row = site.cols.next_multiple_of(4);
-        let a = chunks(gpu, "A pool", head(&site), site.a_len() / site.cols.max(1), row)?;
-        let b = chunks(gpu, "B pool", head(&site), site.b_len(), 1)?;
+        let a = chunks(gpu, "A pool", site.ranks_len(), site.a_len() / site.cols.max(1), row)?;
+        let b = chunks(gpu, "B pool", site.ranks_len(), site.b_len(), 1)?;
         Ok(Self { site, a, b })
     }
 
@@ -91,7 +87,7 @@ impl Pool {
             slots: self.site.capacity.slots as u32,
             rank: self.site.capacity.rank as u32,
             parts: self.site.targets.len() as u32,
-            head: head(&self.site) as u32,
+            head: self.site.ranks_len() as u32,
             first: chunk.first as u32,
             count: chunk.count as u32,
             _pad: 0,
@@ -103,27 +99,7 @@ impl Pool {
         factors.pairs.get(&Place { layer: self.site.layer, target: self.site.targets[index].target })
     }
 
-    fn check(&self, slot: usize, factors: &Factors) -> Result<()> {
-        let capacity = self.site.capacity;
-        if slot >= capacity.slots {
-            return Err(Error::value("slot", format!("{slot}: the plan has {} adapter slots", capacity.slots)));
-        }
-        for (index, target) in self.site.targets.iter().enumerate() {
-            let Some(pair) = self.pair(factors, index) else { continue };
-            let shape = (pair.rows, pair.cols) == (target.rows, self.site.cols);
-            let lengths = (pair.a.len(), pair.b.len()) == (pair.rank * pair.cols, pair.rows * pair.rank);
-            if !shape || !lengths || pair.rank > capacity.rank {
-                let reason = format!(
-                    "layer {}: rank {} of [{}, {}] does not fit rank {} of [{}, {}]",
-                    self.site.layer, pair.rank, pair.rows, pair.cols, capacity.rank, target.rows, self.site.cols
-                );
-                return Err(Error::value(format!("{:?} factors", target.target), reason));
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a slot's factors (which were checked) and the rank table.
+    /// Writes a slot's factors and the rank table.
     fn fill(&self, gpu: &Gpu, slot: usize, slots: &Slots) {
         let (site, capacity) = (&*self.site, self.site.capacity);
         if slot >= capacity.slots {
@@ -165,17 +141,12 @@ impl Pool {
         for chunk in chunks {
             let (start, stop) = (begin.max(chunk.first), end.min(chunk.first + chunk.count));
             if start < stop {
-                let offset = (head(&self.site) + (start - chunk.first) * unit) * 4;
+                let offset = (self.site.ranks_len() + (start - chunk.first) * unit) * 4;
                 let part = &values[(start - begin) * unit..(stop - begin) * unit];
                 gpu.queue.write_buffer(&chunk.buffer, offset as u64, bytemuck::cast_slice(part));
             }
         }
     }
-}
-
-/// Elements before the factors: the rank table, padded so that rows of A are whole vec4s.
-fn head(site: &Site) -> usize {
-    (site.targets.len() * site.capacity.slots).next_multiple_of(4)
 }
 
 /// Buffers for `units` of `unit` elements each, every one behind a rank table.

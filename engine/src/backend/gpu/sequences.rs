@@ -1,4 +1,5 @@
-//! The KV cache: per layer one buffer of keys and one of values, or several where one binding cannot hold them.
+//! What the device keeps of sequences: the KV cache (per layer one buffer of keys and one of values, or several where
+//! one binding cannot hold them) and the states.
 
 use std::ops::Range;
 
@@ -17,17 +18,20 @@ pub(super) struct Cells {
     count: usize,
 }
 
-/// The cache of all layers.
-pub(super) struct KvCache {
+/// Cache and states of all sequences.
+pub(super) struct Sequences {
     pub shape: KvShape,
+    pub vocab: usize,
     pub layers: Vec<Vec<Cells>>,
-    capacity: Capacity,
-    /// Room for one cell: WebGPU does not copy within one buffer.
+    /// u32 \[sequences, `state_stride`\]: the last sampled token, then a bit for every token: was it seen?
+    pub state: wgpu::Buffer,
+    pub capacity: Capacity,
+    /// Room for one cell or state: WebGPU does not copy within one buffer.
     scratch: wgpu::Buffer,
 }
 
-impl KvCache {
-    pub fn new(gpu: &Gpu, shape: KvShape, capacity: Capacity) -> Result<Self> {
+impl Sequences {
+    pub fn new(gpu: &Gpu, shape: KvShape, vocab: usize, capacity: Capacity) -> Result<Self> {
         let stride = shape.head_dim.next_multiple_of(4);
         let cell = (capacity.context * stride * 4).max(16);
         let per_buffer = usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / cell;
@@ -49,8 +53,22 @@ impl KvCache {
             (0..cells).step_by(per_buffer).map(part).collect()
         };
         let layers = (0..shape.layers).map(|_| buffers()).collect::<Result<_>>()?;
+        let state_bytes = state_stride(vocab) * 4;
+        let state = gpu.storage("sequence states", (capacity.sequences * state_bytes) as u64)?;
+        let scratch = gpu.storage("scratch", cell.max(state_bytes) as u64)?;
         gpu.check()?;
-        Ok(Self { shape, layers, capacity, scratch: gpu.storage("scratch", cell as u64)? })
+        Ok(Self { shape, vocab, layers, state, capacity, scratch })
+    }
+
+    /// Words of a sequence's state.
+    pub fn state_stride(&self) -> usize {
+        state_stride(self.vocab)
+    }
+
+    /// Clears a sequence's state.
+    pub fn reset(&self, gpu: &Gpu, sequence: usize) {
+        let bytes = self.state_stride() * 4;
+        gpu.queue.write_buffer(&self.state, (sequence * bytes) as u64, &vec![0; bytes]);
     }
 
     /// What shaders know of a buffer.
@@ -67,7 +85,7 @@ impl KvCache {
         }
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub fn kv_bytes(&self) -> u64 {
         self.layers.iter().flatten().map(|cells| cells.k.size() + cells.v.size()).sum()
     }
 
@@ -85,7 +103,7 @@ impl KvCache {
         Ok((cells, start as u64..(start + positions * self.stride() * 4) as u64))
     }
 
-    /// Copies the first `positions` of a sequence, in all layers.
+    /// Copies the first `positions` of a sequence, in all layers, and its state.
     pub fn copy(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -104,6 +122,9 @@ impl KvCache {
                 }
             }
         }
+        let bytes = (self.state_stride() * 4) as u64;
+        encoder.copy_buffer_to_buffer(&self.state, from as u64 * bytes, &self.scratch, 0, bytes);
+        encoder.copy_buffer_to_buffer(&self.scratch, 0, &self.state, to as u64 * bytes, bytes);
         Ok(())
     }
 
@@ -146,4 +167,8 @@ impl KvCache {
         }
         gpu.check()
     }
+}
+
+fn state_stride(vocab: usize) -> usize {
+    1 + vocab.div_ceil(32)
 }
