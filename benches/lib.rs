@@ -1,11 +1,12 @@
 //! What all kernel benches share: a model of a known shape, its plans, and one op of them at a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Step};
 use wattle_engine::model::{Dtype, Model};
-use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
+use wattle_engine::plan::{self, Extent, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, EngineOptions, LayerMask, Row, Sample};
 use wattle_policy::{CostSource, RowShape, StepShape};
 
@@ -41,8 +42,8 @@ pub fn bench_kernel(c: &mut Criterion, kernel: &str, measured: &[Rows]) {
             let (step, shape) = step(rows);
             group.throughput(Throughput::Bytes(bench.plan.cost(bench.op, &shape).dram_bytes()));
             let id = BenchmarkId::new(bench.name.clone(), format!("{}r@{}", rows.rows, rows.depth));
-            let doors = Doors { range: bench.op..bench.op + 1, ..Doors::default() };
-            group.bench_function(id, |b| b.iter(|| bench.backend.run(bench.handle, &step, &doors)));
+            let doors = bench.doors(&step);
+            group.bench_function(id, |b| b.iter_custom(|iterations| bench.time(&step, &doors, iterations)));
         }
     }
     group.finish();
@@ -55,6 +56,30 @@ struct Bench {
     handle: backend::PlanHandle,
     plan: Arc<Plan>,
     op: usize,
+}
+
+impl Bench {
+    /// The op alone, on zeros.
+    fn doors(&self, step: &Step) -> Doors {
+        let range = self.op..self.op + 1;
+        let zeros = |id| {
+            let tensor = self.plan.tensor(id);
+            let lines = if tensor.extent == Extent::Rows { step.rows.len() } else { step.samples.len() };
+            (id, vec![0.0; lines * tensor.width])
+        };
+        let import = self.plan.live_in(range.clone()).into_iter().map(zeros).collect();
+        Doors { range, import, taps: Vec::new() }
+    }
+
+    /// What the op itself took, as the backend timed it: without importing its inputs.
+    fn time(&mut self, step: &Step, doors: &Doors, iterations: u64) -> Duration {
+        self.backend.take_timings();
+        for _ in 0..iterations {
+            let ran = self.backend.run(self.handle, step, doors);
+            assert!(ran.is_ok(), "what is timed must work: {:?}", ran.err());
+        }
+        Duration::from_secs_f64(self.backend.take_timings().iter().map(|timing| timing.seconds).sum())
+    }
 }
 
 /// The kernel on every backend that is worth timing: a software GPU is not.
@@ -75,6 +100,7 @@ fn benches(kernel: &str) -> Vec<Bench> {
             if backend == BackendChoice::Auto && created.kind() == "cpu" {
                 return None;
             }
+            created.set_timing(true);
             let handle = created.prepare(&plan).ok()?;
             let name = format!("{shape}/{}/{}", plan.ops[op].name, created.kind());
             Some(Bench { name, backend: created, handle, plan: Arc::clone(&plan), op })

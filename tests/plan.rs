@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use common::{Expected, error, fixtures, gpu_required, options};
 use wattle_engine::adapter::Adapter;
-use wattle_engine::backend::{self, Backend, Capacity, Doors, Step};
+use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
+use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
 use wattle_engine::model::Model;
 use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Row, Sample};
-use wattle_policy::{CostSource, OpCost, StepShape};
+use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
 
 const FUSE: FuseOptions = FuseOptions { lora_epilogue: true };
 const LORA: LoraCapacity = LoraCapacity { slots: 1, rank: 16, outside: true };
@@ -233,4 +234,62 @@ fn costs_add_up() {
     let on = total(&plan, &one.clone().with_adapter(8));
     assert!(on.lora_bytes > 0 && on.weight_bytes == off.weight_bytes);
     assert_eq!(plan.cost(usize::MAX, &one), OpCost::default());
+}
+
+/// The shape of [`step`], with the ranks of slot 0.
+fn shape(step: &Step, rank: u32) -> StepShape {
+    let row = |(index, row): (usize, &Row)| RowShape {
+        token: row.token,
+        sequence: row.sequence,
+        position: row.position,
+        sampled: step.samples.iter().any(|sample| sample.row as usize == index),
+        slot: (row.slot != wattle_engine::NO_INDEX).then_some(row.slot),
+        lora: LayerMask::from_words(row.lora).0,
+    };
+    StepShape { rows: step.rows.iter().enumerate().map(row).collect(), ranks: vec![rank] }
+}
+
+#[test]
+fn costs_are_what_counting_views_of_the_twins_count() {
+    // A shape has one rank per slot: only adapters of all projections in the layers have it everywhere.
+    for (name, adapter) in [
+        ("llama", Some("all-linear")),
+        ("llama-sharded", None),
+        ("gpt2-prefix", Some("c-attn-c-proj-c-fc")),
+        ("phi3", Some("fused")),
+        ("qwen3", Some("all-linear")),
+        ("opt-350m", None),
+        ("mistral", Some("all-linear")),
+    ] {
+        let model = load(name);
+        let plain = plan::build(&model.spec, &model.weights, LoraCapacity { outside: false, ..LORA });
+        let mut backend = CpuBackend::new(CpuOptions {
+            mode: Mode::Plain,
+            threads: Some(1),
+            limits: Limits::default(),
+            capacity: CAPACITY,
+        })
+        .expect("a backend");
+        let mut rank = 0;
+        if let Some(adapter) = adapter {
+            let adapter =
+                Adapter::load(&dir(name).join("adapters").join(adapter), &model.spec).expect("loads");
+            rank = adapter.rank() as u32;
+            backend.set_slot(0, Some(adapter.factors)).expect("a slot");
+        }
+        for plan in [plan::fuse(&plain, FUSE), plan::fuse(&plain, FUSE).without_lora(), plain.clone()] {
+            let plan = Arc::new(plan);
+            let handle = backend.prepare(&plan).expect("the plan fits");
+            let mut step = step(name);
+            step.samples.retain(|sample| sample.row % 5 == 4);
+            let doors = Doors { range: 0..plan.ops.len(), ..Doors::default() };
+            let counted = backend.count(handle, &step, &doors).expect("it runs");
+            let shape = shape(&step, rank);
+            for (index, counted) in counted.into_iter().enumerate() {
+                let cost = plan.cost(index, &shape);
+                let bytes = OpCost { flops: 0, lora_flops: 0, launches: 0, ..cost };
+                assert_eq!(bytes, counted, "{name}: {}", plan.ops[index].name);
+            }
+        }
+    }
 }

@@ -20,6 +20,21 @@ use crate::tokenizer::{self, ChatTemplate, Tokenizer};
 /// A model on a device, with its adapters.
 ///
 /// No global state: engines are independent, can be sent to another thread, and free everything when dropped.
+///
+/// ```
+/// use wattle_engine::{ActiveFrom, BackendChoice, Engine, EngineOptions, Lora, Request};
+///
+/// # fn main() -> wattle_engine::Result<()> {
+/// let options = EngineOptions { backend: BackendChoice::Cpu, ..EngineOptions::default() };
+/// let mut engine = Engine::load("../models/sprout", options)?;
+/// let reason = engine.load_adapter("../models/sprout/reason", 1.0)?;
+/// let prompt = engine.encode("Tom has 40 cups. Ann gives Tom 12 cups. How many cups does Tom have?")?;
+/// let lora = Lora { from: ActiveFrom::Generated, ..Lora::new(reason) };
+/// let generation = engine.generate(&Request::new(prompt, 48).with_lora(lora))?;
+/// assert!(generation.paths[0].text.as_deref().is_some_and(|text| text.contains("Answer:")));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Engine {
     model: Model,
     tokenizer: Option<Tokenizer>,
@@ -133,6 +148,23 @@ impl Engine {
     }
 
     /// Runs one request; the observer sees each token as it comes and can stop it or switch its adapter.
+    ///
+    /// ```
+    /// use wattle_engine::{BackendChoice, Control, Engine, EngineOptions, Finish, Request};
+    ///
+    /// # fn main() -> wattle_engine::Result<()> {
+    /// let options = EngineOptions { backend: BackendChoice::Cpu, ..EngineOptions::default() };
+    /// let mut engine = Engine::load("../models/sprout", options)?;
+    /// let request = Request::new(engine.encode("Tom has 40 cups.")?, 20);
+    /// let mut tokens = Vec::new();
+    /// let generation = engine.stream(&request, |event| {
+    ///     tokens.push(event.token);
+    ///     if tokens.len() == 3 { Control::Stop } else { Control::Continue }
+    /// })?;
+    /// assert_eq!((&generation.paths[0].token_ids, generation.paths[0].finish), (&tokens, Finish::Stop));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stream(
         &mut self,
         request: &Request,

@@ -67,7 +67,7 @@ impl Default for EngineOptions {
             plan: PlanKind::Fused,
             cpu_kernels: CpuKernels::Fast,
             threads: None,
-            sequences: 16,
+            sequences: 4,
             context: 1024,
             rows: 256,
             timing: false,

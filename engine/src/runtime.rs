@@ -138,8 +138,8 @@ impl Runtime {
     }
 }
 
-/// The plans without and with LoRA; they share their weights.
-fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
+/// The plans without and with LoRA that an engine with these options runs; they share their weights.
+pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
     let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1), ..lora };
     let plain = plan::build(&model.spec, &model.weights, some);
     if options.plan == PlanKind::Plain {

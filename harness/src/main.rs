@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary `wattle`: see [`wattle::run`].
+
+fn main() -> std::process::ExitCode {
+    wattle::run(std::env::args_os())
+}

@@ -7,6 +7,7 @@
 
 mod count;
 pub mod distribution;
+pub mod fast;
 mod lora;
 pub mod philox;
 mod state;

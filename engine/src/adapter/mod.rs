@@ -2,12 +2,13 @@
 
 mod config;
 mod factors;
-mod fields;
 mod join;
 mod load;
 mod modules;
-mod read;
+mod ordered;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;

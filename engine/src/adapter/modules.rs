@@ -33,9 +33,9 @@ impl Linear {
         self.parts.iter().map(|(_, rows)| rows).sum()
     }
 
-    /// Whether it is the model's head.
-    pub(super) fn is_head(&self) -> bool {
-        self.parts.iter().any(|(place, _)| place.target == Target::Head)
+    /// Whether it is the model's head or its token embedding, which "all-linear" leaves out.
+    pub(super) fn is_vocabulary(&self) -> bool {
+        self.parts.iter().any(|(place, _)| matches!(place.target, Target::Head | Target::Embed))
     }
 }
 
@@ -94,6 +94,9 @@ fn outside(name: &str, spec: &Spec) -> &'static [Target] {
     let projects = spec.embed_width != spec.width;
     match name {
         "lm_head" | "language_model.lm_head" => &[Target::Head],
+        "transformer.wte" | "wte" | "model.decoder.embed_tokens" | "decoder.embed_tokens" => &[Target::Embed],
+        "model.embed_tokens" | "embed_tokens" => &[Target::Embed],
+        "language_model.model.embed_tokens" | "model.language_model.embed_tokens" => &[Target::Embed],
         "model.decoder.project_in" | "decoder.project_in" if projects => &[Target::ProjectIn],
         "model.decoder.project_out" | "decoder.project_out" if projects => &[Target::ProjectOut],
         _ => &[],

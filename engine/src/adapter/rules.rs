@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::config::Config;
-use super::fields::Strings;
+use super::config::{Config, Strings};
 use crate::model::Family;
 use crate::{Error, Result};
 
@@ -74,15 +73,15 @@ impl Rules {
     ///
     /// # Errors
     /// [`Error::Field`] for a pattern that takes too many steps.
-    pub(super) fn target(&self, name: &str, is_head: bool) -> Result<bool> {
+    pub(super) fn target(&self, name: &str, is_vocabulary: bool) -> Result<bool> {
         if let Some(exclude) = &self.exclude
-            && exclude.matches(name, is_head)?
+            && exclude.matches(name, is_vocabulary)?
         {
             return Ok(false);
         }
         // PEFT looks at the layer only where the end of the name matched, not where all of it did.
         let by_full_name = matches!(&self.targets, Names::List(names) if names.iter().any(|n| n == name));
-        Ok(by_full_name || self.targets.matches(name, is_head)? && self.layer_matches(name)?)
+        Ok(by_full_name || self.targets.matches(name, is_vocabulary)? && self.layer_matches(name)?)
     }
 
     /// Rank of the module `name`: the first entry of rank_pattern that matches the end of it, else r.
@@ -143,7 +142,7 @@ fn first_match<T: Copy>(patterns: &[(Pattern, T)], name: &str, otherwise: T) -> 
 }
 
 enum Names {
-    /// Every projection but the head.
+    /// Every projection but the head; not the embedding.
     AllLinear,
     /// Full names, or the ends of names from a dot on.
     List(Vec<String>),
@@ -152,9 +151,9 @@ enum Names {
 }
 
 impl Names {
-    fn matches(&self, name: &str, is_head: bool) -> Result<bool> {
+    fn matches(&self, name: &str, is_vocabulary: bool) -> Result<bool> {
         match self {
-            Self::AllLinear => Ok(!is_head),
+            Self::AllLinear => Ok(!is_vocabulary),
             Self::List(ends) => Ok(ends.iter().any(|end| {
                 name.strip_suffix(end.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             })),
@@ -175,12 +174,16 @@ impl Pattern {
     fn new(config: &Config, field: &'static str, text: &str, full: &str) -> Result<Self> {
         let wrong = |reason: String| {
             let shown: String = text.chars().take(120).collect();
-            Error::field(&config.path, field, format!("{reason} in {shown:?}; expected a regular expression"))
+            Error::field(
+                &config.path,
+                field,
+                format!("{reason} in {shown:?}; expected a regular expression of usual size"),
+            )
         };
         if text.len() > MAX_PATTERN_BYTES {
             return Err(wrong(format!("{} bytes (at most {MAX_PATTERN_BYTES})", text.len())));
         }
-        let mut builder = RegexBuilder::new(full);
+        let mut builder = RegexBuilder::new(&end_of_text(full));
         let builder = builder.backtrack_limit(MAX_STEPS).delegate_size_limit(MAX_COMPILED_BYTES);
         let regex = builder.build().map_err(|e| wrong(e.to_string()))?;
         Ok(Self { regex, path: config.path.clone(), field })
@@ -191,4 +194,15 @@ impl Pattern {
             |e| Error::field(&self.path, self.field, format!("{e} on {name}; expected a simpler pattern"));
         self.regex.captures(name).map_err(failed)
     }
+}
+
+/// A Python pattern with its `\Z` written as `\z`; the rest of what configs use is written alike.
+fn end_of_text(pattern: &str) -> String {
+    let mut escaped = false;
+    let letter = |c| {
+        let end = escaped && c == 'Z';
+        escaped = !escaped && c == '\\';
+        if end { 'z' } else { c }
+    };
+    pattern.chars().map(letter).collect()
 }

@@ -1,7 +1,8 @@
 //! Owned bytes that are aligned for every element type.
 
-use super::matrix::Bytes;
-use super::matrix::Dtype;
+use rayon::prelude::*;
+
+use super::matrix::{Bytes, Dtype};
 
 /// Zeroed memory for weights that a file cannot lend as they are.
 pub(crate) struct AlignedBytes {
@@ -65,7 +66,7 @@ fn transpose<const SIZE: usize>(from: &[u8], rows: usize, cols: usize, to: &mut 
     if from.len() != rows.checked_mul(cols)? || from.is_empty() {
         return None;
     }
-    for (tile, band) in to.chunks_mut(TILE * rows).enumerate() {
+    to.par_chunks_mut(TILE * rows).enumerate().for_each(|(tile, band)| {
         for start in (0..rows).step_by(TILE) {
             for (within, line) in band.chunks_exact_mut(rows).enumerate() {
                 let col = tile * TILE + within;
@@ -74,7 +75,7 @@ fn transpose<const SIZE: usize>(from: &[u8], rows: usize, cols: usize, to: &mut 
                 }
             }
         }
-    }
+    });
     Some(())
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::aligned::{aligned, transposed};
 use super::config::read_bounded;
 use super::matrix::{Bytes, Dtype, Matrix, Vector};
-use super::tensors::TensorFile;
+use super::tensors::{TensorFile, to_f32};
 use super::weights::{Order, Source};
 use crate::error::{Error, Result};
 
@@ -100,16 +100,6 @@ impl Source for Checkpoint {
     fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {
         let (dtype, data) = self.tensor(name, &[len])?;
         Ok(Vector { name: name.into(), values: to_f32(data.as_ref(), dtype) })
-    }
-}
-
-/// Elements as f32, which holds all values of the other types.
-fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
-    let halves = || bytes.as_chunks().0.iter().copied();
-    match dtype {
-        Dtype::F32 => bytes.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect(),
-        Dtype::F16 => halves().map(|x| half::f16::from_le_bytes(x).to_f32()).collect(),
-        Dtype::Bf16 => halves().map(|x| half::bf16::from_le_bytes(x).to_f32()).collect(),
     }
 }
 

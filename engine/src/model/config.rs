@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 /// The fields of a JSON object: of a whole file, or of an object in it.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     path: PathBuf,
     /// `text_config.` for the fields of that object; empty at the top.
     prefix: String,
@@ -20,7 +20,7 @@ pub(super) struct Fields {
 
 impl Fields {
     /// The object that the text of a file holds.
-    pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let map =
             serde_json::from_slice(text).map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
         Ok(Self { path: path.to_path_buf(), prefix: String::new(), map })
@@ -38,22 +38,22 @@ impl Fields {
     }
 
     /// An error about the field `name`.
-    pub(super) fn error(&self, name: &str, reason: impl Display) -> Error {
+    pub(crate) fn error(&self, name: &str, reason: impl Display) -> Error {
         Error::field(&self.path, format!("{}{name}", self.prefix), reason)
     }
 
     /// The names of all fields.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.map.keys().map(String::as_str)
     }
 
     /// Whether the field is there and null: some configs switch a default off with it.
-    pub(super) fn is_null(&self, name: &str) -> bool {
+    pub(crate) fn is_null(&self, name: &str) -> bool {
         self.map.get(name).is_some_and(Value::is_null)
     }
 
     /// A whole number in `range`; `None` where the field is absent or null, as for all typed fields below.
-    pub(super) fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
+    pub(crate) fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
         self.read(name, &expected, |value| {
             value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n))
@@ -84,7 +84,7 @@ impl Fields {
     }
 
     /// True or false.
-    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>> {
         self.read(name, "true or false", Value::as_bool)
     }
 
@@ -114,7 +114,13 @@ impl Fields {
         self.map.get(name).is_some_and(Value::is_object)
     }
 
-    fn read<T>(&self, name: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+    /// What `read` makes of the field; an error that names what is `expected` where it makes nothing of it.
+    pub(crate) fn read<T>(
+        &self,
+        name: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>> {
         match self.map.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match read(value) {
@@ -136,7 +142,7 @@ fn shortened(value: &Value) -> String {
 }
 
 /// The bytes of a file that has to be a regular one of at most `limit` bytes; `None` where there is no such file.
-pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let Some(len) = regular_file(path)? else { return Ok(None) };
     let too_long = || Error::file(path, format!("longer than the {limit} bytes that such a file may have"));
     if len > limit {

@@ -289,7 +289,7 @@ impl Rotary {
     fn kv_heads(&self, config: &Fields, heads: usize) -> Result<usize> {
         let name = "num_key_value_heads";
         let kv_heads = config.size_or(name, 1..=MAX_HEADS, self.kv_heads)?.unwrap_or(heads);
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             let reason = format!("{kv_heads}; expected a divisor of the {heads} query heads");
             return Err(config.error(name, reason));
         }
@@ -339,7 +339,7 @@ fn layer_windows(config: &Fields, layers: usize, window: Option<u32>) -> Result<
 
 /// Elements of a head where the width is split evenly among the heads.
 fn whole_heads(config: &Fields, name: &str, width: usize, heads: usize) -> Result<usize> {
-    if width % heads != 0 {
+    if !width.is_multiple_of(heads) {
         return Err(config.error(name, format!("{heads}; expected a divisor of the width, {width}")));
     }
     Ok(width / heads)

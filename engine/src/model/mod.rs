@@ -9,18 +9,21 @@ mod rope;
 mod shapes;
 mod spec;
 mod tensors;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use checkpoint::Checkpoint;
-use config::Fields;
+pub(crate) use config::{Fields, read_bounded};
 pub use matrix::{Bytes, Dtype, Matrix, Part, Vector};
 pub use shapes::shapes;
 pub use spec::{
     Activation, Family, LayerWeights, Linear, LongRope, NormKind, NormWeights, Positions, Rope, Spec, Weights,
 };
+pub(crate) use tensors::{TensorFile, to_f32};
 
 /// config.json and generation_config.json are read up to this length.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -78,5 +81,5 @@ impl Model {
 
 /// The fields of a JSON file, if it is there.
 fn fields(path: &Path) -> Result<Option<Fields>> {
-    config::read_bounded(path, MAX_CONFIG)?.map(|text| Fields::parse(path, &text)).transpose()
+    read_bounded(path, MAX_CONFIG)?.map(|text| Fields::parse(path, &text)).transpose()
 }

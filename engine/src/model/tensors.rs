@@ -5,6 +5,7 @@
 //! (JSON: tensor → dtype, shape, range), the data, which the ranges cover without gap or overlap.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,16 @@ impl TensorFile {
         Ok(Self { path: path.to_path_buf(), data, tensors })
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of all tensors, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// The shape of the tensor `name`, if there is one.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|info| info.shape.as_slice())
@@ -72,6 +83,16 @@ impl TensorFile {
         let data =
             self.data.slice(start, end - start).ok_or_else(|| error("lies outside the file".into()))?;
         Ok((dtype, data))
+    }
+}
+
+/// Elements as f32, which holds all values of the other types.
+pub(crate) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let halves = || bytes.as_chunks().0.iter().copied();
+    match dtype {
+        Dtype::F32 => bytes.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect(),
+        Dtype::F16 => halves().map(|x| half::f16::from_le_bytes(x).to_f32()).collect(),
+        Dtype::Bf16 => halves().map(|x| half::bf16::from_le_bytes(x).to_f32()).collect(),
     }
 }
 
@@ -144,11 +165,14 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
                 map.next_value::<IgnoredAny>()?;
-            } else if tensors.contains_key(&name) {
-                return Err(A::Error::custom(format!("tensor {name} is listed twice")));
-            } else {
-                tensors.insert(name, map.next_value()?);
+                continue;
             }
+            match tensors.entry(name) {
+                Entry::Vacant(entry) => entry.insert(map.next_value()?),
+                Entry::Occupied(entry) => {
+                    return Err(A::Error::custom(format!("tensor {} is listed twice", entry.key())));
+                }
+            };
         }
         Ok(Header(tensors))
     }

@@ -73,7 +73,7 @@ impl Builder<'_> {
         if carries_lora {
             let site = self.site(OUTSIDE_LAYERS, Target::Embed, [width, vocab]);
             let gather = OpKind::LoraEmbed { site: Arc::clone(&site) };
-            let t = self.op("embed.lora_embed".into(), gather, &[], Some((Extent::Rows, site.t_width())));
+            let t = self.op("embed.lora_down".into(), gather, &[], Some((Extent::Rows, site.t_width())));
             x = self.map("embed".into(), OpKind::LoraUp { site }, &[x, t], width);
         }
         if let Some(linear) = &weights.project_in {

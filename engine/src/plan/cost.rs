@@ -10,7 +10,7 @@ use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
 use super::{Extent, Op, OpKind, Plan, Project, Site};
 use crate::model::Matrix;
 
-const F32: u64 = 4;
+pub(super) const F32: u64 = 4;
 
 impl CostSource for Plan {
     fn op_names(&self) -> Vec<&str> {
@@ -23,9 +23,9 @@ impl CostSource for Plan {
 }
 
 /// One op in one step.
-struct Coster<'a> {
-    plan: &'a Plan,
-    op: &'a Op,
+pub(super) struct Coster<'a> {
+    pub plan: &'a Plan,
+    pub op: &'a Op,
     shape: &'a StepShape,
     /// The rows that the op works on.
     rows: Vec<&'a RowShape>,
@@ -41,16 +41,16 @@ impl<'a> Coster<'a> {
         Self { plan, op, shape, rows }
     }
 
-    fn n(&self) -> u64 {
+    pub fn n(&self) -> u64 {
         self.rows.len() as u64
     }
 
     /// Width of input `index`.
-    fn width(&self, index: usize) -> u64 {
+    pub fn width(&self, index: usize) -> u64 {
         self.plan.tensor(self.op.inputs[index]).width as u64
     }
 
-    fn output_width(&self) -> u64 {
+    pub fn output_width(&self) -> u64 {
         self.op.output.map_or(0, |id| self.plan.tensor(id).width as u64)
     }
 
@@ -105,7 +105,7 @@ impl<'a> Coster<'a> {
             },
         };
         cost.launches = 1;
-        cost.on_chip_bytes = cost.on_chip_bytes.max(cost.dram_bytes());
+        cost.on_chip_bytes = self.accesses();
         cost
     }
 
@@ -141,19 +141,17 @@ impl<'a> Coster<'a> {
         let outputs: u64 = matrices.iter().map(|m| m.rows as u64).sum();
         let (n, inputs) = (self.n(), self.width(0));
         let macs = n * outputs * inputs;
-        let element = matrices.first().map_or(0, |m| m.dtype.size() as u64);
         OpCost {
             weight_bytes,
             activation_read_bytes: n * inputs * F32,
             activation_write_bytes: n * self.output_width() * F32,
-            on_chip_bytes: macs * (element + F32),
             flops: 2 * macs,
             ..OpCost::default()
         }
     }
 
     /// Rows for which LoRA is on at a site, and how many of them each slot has.
-    fn active(&self, site: &Site) -> BTreeMap<u32, u64> {
+    pub fn active(&self, site: &Site) -> BTreeMap<u32, u64> {
         let mut slots = BTreeMap::new();
         for row in &self.rows {
             let on = row.lora >> site.layer.min(127) & 1 == 1;
@@ -164,7 +162,7 @@ impl<'a> Coster<'a> {
         slots
     }
 
-    fn rank(&self, slot: u32, site: &Site) -> u64 {
+    pub fn rank(&self, slot: u32, site: &Site) -> u64 {
         let rank = self.shape.ranks.get(slot as usize).copied().unwrap_or(0);
         u64::from(rank).min(site.capacity.rank as u64)
     }
@@ -216,7 +214,7 @@ impl<'a> Coster<'a> {
         cost
     }
 
-    fn pairs(&self) -> u64 {
+    pub fn pairs(&self) -> u64 {
         self.plan.rope.as_ref().map_or(0, |table| table.pairs() as u64)
     }
 
@@ -250,20 +248,27 @@ impl<'a> Coster<'a> {
     fn attend(&self, window: Option<u32>) -> OpCost {
         let kv = &self.plan.kv;
         let mut seen: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
-        let mut pairs = 0;
         for row in &self.rows {
-            let first = window.map_or(0, |w| (row.position + 1).saturating_sub(w));
-            pairs += u64::from(row.position + 1 - first);
-            seen.entry(row.sequence).or_default().extend(first..=row.position);
+            seen.entry(row.sequence).or_default().extend(span(row, window));
         }
+        let pairs = self.visible(window);
         let distinct: u64 = seen.values().map(|positions| positions.len() as u64).sum();
         let q_width = kv.q_width() as u64;
         OpCost {
             kv_read_bytes: distinct * 2 * kv.width() as u64 * F32,
-            on_chip_bytes: pairs * q_width * 4 * F32,
             // q·k and p·v, and about four for each softmax weight.
             flops: pairs * (4 * q_width + 4 * kv.heads as u64),
             ..self.elementwise(1)
         }
     }
+
+    /// Positions that rows see, summed.
+    pub fn visible(&self, window: Option<u32>) -> u64 {
+        self.rows.iter().map(|row| span(row, window).count() as u64).sum()
+    }
+}
+
+/// The positions that a row sees.
+fn span(row: &RowShape, window: Option<u32>) -> std::ops::RangeInclusive<u32> {
+    window.map_or(0, |window| (row.position + 1).saturating_sub(window))..=row.position
 }

@@ -2,6 +2,7 @@
 //!
 //! [`build`] emits the plain plan, one mathematical step per op; [`fuse`] rewrites it into the fast one.
 
+mod accesses;
 mod build;
 mod cost;
 mod fuse;

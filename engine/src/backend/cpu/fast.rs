@@ -1,0 +1,111 @@
+//! Runs one op with its fast kernel.
+
+use wattle_kernels_cpu::fast::{self, GateUp, Project, RopeKv};
+use wattle_kernels_cpu::norm::Norm;
+use wattle_kernels_cpu::rope::Angles;
+use wattle_kernels_cpu::{Lora, Pair, Target};
+use wattle_shaders::Sampled;
+
+use super::op::{Io, function, weight};
+use crate::error::Result;
+use crate::model::{NormKind, NormWeights, Vector};
+use crate::plan::{Op, OpKind, Site};
+
+fn values<V: std::ops::Deref<Target = Vector>>(vector: &Option<V>) -> Option<&[f32]> {
+    vector.as_ref().map(|vector| &vector.values[..])
+}
+
+fn norm(weights: &NormWeights, width: usize, kind: NormKind, eps: f32) -> Norm<&[f32]> {
+    let (weight, bias) = (values(&weights.weight), values(&weights.bias));
+    Norm { width, center: kind == NormKind::Layer, eps, weight, bias }
+}
+
+fn lora<'a>(site: &Site, io: &Io<'a>) -> Lora<&'a [f32]> {
+    let pair = |pair: &'a crate::adapter::Pair| Pair { rank: pair.rank, a: &pair.a[..], b: &pair.b[..] };
+    let slots = |slots: Vec<Option<_>>| slots.into_iter().map(|slot| slot.map(pair)).collect();
+    let targets = site.targets.iter().zip(io.pairs(site));
+    let targets =
+        targets.map(|(t, pairs)| Target { start: t.start, rows: t.rows, slots: slots(pairs) }).collect();
+    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, targets }
+}
+
+/// Runs `op`; what it draws, if it samples.
+pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
+    let y = std::mem::take(&mut io.output);
+    let x = |index: usize| io.inputs[index];
+    let (rows, width) = (io.rows, io.width);
+    match &op.kind {
+        OpKind::Embed { table } => fast::embed(rows, &weight(table)?, io.states, y),
+        OpKind::AddPosition { table, offset } => fast::add_position(rows, *offset, &weight(table)?, x(0), y),
+        OpKind::Norm(op) => fast::norm(&norm(&op.weights, width / op.groups, op.kind, op.eps), x(0), y),
+        OpKind::Project(op) => {
+            let lora = op.lora.as_ref().map(|site| lora(site, &io));
+            let project = Project {
+                rows,
+                weight: &weight(&op.weight)?,
+                outputs: op.weight.rows,
+                bias: values(&op.bias),
+                lora: lora.as_ref().map(|lora| (lora, x(1))),
+                activation: op.activation.map(function),
+                residual: op.residual.then(|| x(io.inputs.len() - 1)),
+            };
+            fast::project(&project, x(0), y);
+        }
+        OpKind::LoraDown { site } => fast::lora_down(rows, &lora(site, &io), x(0), y),
+        OpKind::LoraEmbed { site } => fast::lora_embed(rows, &lora(site, &io), io.states, y),
+        OpKind::LoraUp { site } => fast::lora_up(rows, width, &lora(site, &io), x(0), x(1), y),
+        OpKind::Activate { function: f, gated } => {
+            fast::activate(function(*f), x(0), gated.then(|| x(1)), y);
+        }
+        OpKind::Add => fast::add(x(0), x(1), y),
+        OpKind::Select => fast::select(io.samples, width, x(0), y),
+        OpKind::Sample => return Ok(fast::sample(io.samples, width, x(0), io.states)),
+        OpKind::GateUp(op) => {
+            let lora = op.lora.as_ref().map(|site| lora(site, &io));
+            let gate_up = GateUp {
+                rows,
+                weights: [&weight(&op.gate)?, &weight(&op.up)?],
+                outputs: op.gate.rows,
+                biases: [values(&op.gate_bias), values(&op.up_bias)],
+                function: function(op.function),
+                lora: lora.as_ref().map(|lora| (lora, x(1))),
+            };
+            fast::gate_up(&gate_up, x(0), y);
+        }
+        OpKind::Rope { .. } | OpKind::KvWrite { .. } | OpKind::RopeKv(_) | OpKind::Attend(_) => {
+            attention(op, io, y);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The ops that know heads and positions.
+fn attention(op: &Op, io: Io, y: &mut [f32]) {
+    let x = |index: usize| io.inputs[index];
+    let (rows, shape) = (io.rows, io.shape);
+    let angles = io.angles.map(|(pairs, table)| Angles { table, positions: io.context, pairs });
+    match (&op.kind, angles) {
+        (OpKind::Attend(op), _) => {
+            let [k, v] = io.cache.each_ref().map(|values| &**values);
+            fast::attend(rows, &io.attend(op), x(0), k, v, y);
+        }
+        (OpKind::Rope { heads, head_dim }, Some(angles)) => {
+            fast::rope(rows, *heads, *head_dim, &angles, x(0), y);
+        }
+        (OpKind::KvWrite { .. }, _) => fast::kv_write(rows, io.context, shape.width(), x(0), x(1), io.cache),
+        (OpKind::RopeKv(op), angles) => {
+            let head_norm = |weights| norm(weights, shape.head_dim, NormKind::Rms, op.eps);
+            let rope_kv = RopeKv {
+                heads: shape.heads,
+                kv_heads: shape.kv_heads,
+                head_dim: shape.head_dim,
+                context: io.context,
+                q_norm: op.q_norm.as_ref().map(head_norm),
+                k_norm: op.k_norm.as_ref().map(head_norm),
+                angles: angles.filter(|_| op.rotate),
+            };
+            fast::rope_kv(rows, &rope_kv, x(0), y, io.cache);
+        }
+        _ => {}
+    }
+}

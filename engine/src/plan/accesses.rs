@@ -1,0 +1,86 @@
+//! Bytes of every operand access of an op's plain twin: what caches, registers and workgroup memory serve where an
+//! implementation reads DRAM only once.
+
+use super::cost::{Coster, F32};
+use super::{OpKind, Project, RopeKv, Site};
+use crate::model::{Matrix, NormWeights};
+
+impl Coster<'_> {
+    /// Operand accesses of the op \[bytes\].
+    pub(super) fn accesses(&self) -> u64 {
+        let (n, kv, out) = (self.n(), &self.plan.kv, self.output_width());
+        match &self.op.kind {
+            OpKind::Embed { table } => n * out * (element(table) + F32),
+            OpKind::AddPosition { table, .. } => n * out * (element(table) + 2 * F32),
+            OpKind::Norm(norm) => {
+                let vectors = vectors(&norm.weights);
+                n * out * (2 + vectors) * F32
+            }
+            OpKind::Project(project) => self.project_accesses(project),
+            OpKind::GateUp(g) => {
+                let biases = u64::from(g.gate_bias.is_some()) + u64::from(g.up_bias.is_some());
+                let products = self.products(&g.gate) + self.products(&g.up);
+                products + n * out * (1 + biases) * F32 + self.lora_accesses(g.lora.as_deref())
+            }
+            OpKind::LoraDown { site } => {
+                let targets = site.targets.len() as u64;
+                self.active_ranks(site) * targets * (2 * site.cols as u64 + 1) * F32
+            }
+            OpKind::LoraEmbed { site } => self.active_ranks(site) * 2 * F32,
+            OpKind::LoraUp { site } => n * out * 2 * F32 + self.lora_accesses(Some(site)),
+            OpKind::Rope { heads, .. } => n * (2 * out + *heads as u64 * self.pairs() * 2) * F32,
+            OpKind::KvWrite { .. } => n * 4 * kv.width() as u64 * F32,
+            OpKind::RopeKv(op) => self.rope_kv_accesses(op),
+            OpKind::Attend(attend) => {
+                // q, K and V for each position that a row sees, then y.
+                self.visible(attend.window) * kv.q_width() as u64 * 3 * F32 + n * out * F32
+            }
+            OpKind::Activate { gated, .. } => n * out * (2 + u64::from(*gated)) * F32,
+            OpKind::Add => n * out * 3 * F32,
+            OpKind::Select => n * out * 2 * F32,
+            OpKind::Sample => n * self.width(0) * F32,
+        }
+    }
+
+    /// A weight and an input for each multiply-add.
+    fn products(&self, matrix: &Matrix) -> u64 {
+        self.n() * (matrix.rows * matrix.cols) as u64 * (element(matrix) + F32)
+    }
+
+    fn project_accesses(&self, project: &Project) -> u64 {
+        let per_output = 1 + u64::from(project.bias.is_some()) + u64::from(project.residual);
+        let outputs = self.n() * self.output_width() * per_output * F32;
+        self.products(&project.weight) + outputs + self.lora_accesses(project.lora.as_deref())
+    }
+
+    /// Ranks of the active rows, summed.
+    fn active_ranks(&self, site: &Site) -> u64 {
+        self.active(site).into_iter().map(|(slot, rows)| rows * self.rank(slot, site)).sum()
+    }
+
+    /// An element of B and one of t for each multiply-add of B t.
+    fn lora_accesses(&self, site: Option<&Site>) -> u64 {
+        site.map_or(0, |site| {
+            let outputs: u64 = site.targets.iter().map(|target| target.rows as u64).sum();
+            self.active_ranks(site) * outputs * 2 * F32
+        })
+    }
+
+    fn rope_kv_accesses(&self, op: &RopeKv) -> u64 {
+        let kv = &self.plan.kv;
+        let (q, k) = (kv.q_width() as u64, kv.width() as u64);
+        let norms = [(&op.q_norm, q), (&op.k_norm, k)];
+        let normed: u64 = norms.iter().map(|(norm, width)| norm.as_ref().map_or(0, vectors) * width).sum();
+        let angles = if op.rotate { (kv.heads + kv.kv_heads) as u64 * self.pairs() * 2 } else { 0 };
+        self.n() * (2 * (q + 2 * k) + normed + angles) * F32
+    }
+}
+
+fn element(matrix: &Matrix) -> u64 {
+    matrix.dtype.size() as u64
+}
+
+/// How many of weight and bias a norm has.
+fn vectors(weights: &NormWeights) -> u64 {
+    u64::from(weights.weight.is_some()) + u64::from(weights.bias.is_some())
+}

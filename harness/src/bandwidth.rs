@@ -1,0 +1,57 @@
+//! How fast memory is read, measured.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+
+/// Bytes read at least for one timing, so that starting threads does not count.
+const LEAST_READ: usize = 1 << 28;
+
+/// Bytes per second at which `threads` threads together read a buffer of `bytes` bytes, over and over: the best of
+/// three timings. A buffer that fits a cache is read from there, as weights of that size would be.
+pub(crate) fn read(bytes: u64, threads: usize) -> Result<f64> {
+    let (threads, too_big) =
+        (threads.max(1), |_| Error::value("memory", format!("{bytes} bytes are not available")));
+    let words = usize::try_from(bytes / 8).unwrap_or(usize::MAX).max(threads);
+    let mut buffer: Vec<u64> = Vec::new();
+    buffer.try_reserve_exact(words).map_err(too_big)?;
+    // Written, so that every page is a page of its own.
+    buffer.extend((0..words as u64).map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+    let passes = LEAST_READ.div_ceil(words * 8);
+    let seconds = (0..3).map(|_| time(&buffer, threads, passes)).fold(f64::INFINITY, f64::min);
+    Ok((words * 8 * passes) as f64 / seconds)
+}
+
+/// Seconds in which the threads read the buffer `passes` times, each its own part.
+fn time(buffer: &[u64], threads: usize, passes: usize) -> f64 {
+    let (start, parts) = (Barrier::new(threads + 1), buffer.chunks(buffer.len().div_ceil(threads)));
+    let idle = threads - parts.len();
+    std::thread::scope(|scope| {
+        for part in parts.chain(std::iter::repeat_n(&buffer[..0], idle)) {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..passes {
+                    black_box(black_box(part).iter().fold(0u64, |sum, &word| sum.wrapping_add(word)));
+                }
+            });
+        }
+        start.wait();
+        Instant::now()
+    })
+    .elapsed()
+    .as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_rate_is_measured_for_any_size() {
+        for bytes in [0, 8, 1 << 20] {
+            let rate = super::read(bytes, 3).unwrap();
+            assert!(rate.is_finite() && rate > 0.0, "{bytes}: {rate}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! One file per command.
+
+mod bench;
+mod devices;
+mod eval;
+mod generate;
+mod kernels;
+mod logits;
+mod plan;
+mod tokenize;
+
+use std::io::Write;
+
+use crate::common::Common;
+use crate::error::Result;
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Continue a prompt; without one, solve a word problem with the shipped model and adapter
+    Generate(generate::Args),
+    /// Write the logits after each position of a prompt to a safetensors file
+    Logits(logits::Args),
+    /// Print the token ids of a text
+    Tokenize(tokenize::Args),
+    /// Print the ops that a model is compiled to, and what they cost in a step
+    Plan(plan::Args),
+    /// List the kernels, or check them against their plain twins
+    Kernels(kernels::Args),
+    /// Print the devices that were found, and what they can do
+    Devices(devices::Args),
+    /// Run tasks with and without the adapter, and count right answers
+    Eval(eval::Args),
+    /// Measure prompt and decode speed
+    Bench(bench::Args),
+}
+
+impl Command {
+    /// Runs it; results go to `out`.
+    pub fn run(&self, common: &Common, out: &mut dyn Write) -> Result<()> {
+        match self {
+            Self::Generate(args) => generate::run(args, common, out),
+            Self::Logits(args) => logits::run(args, common),
+            Self::Tokenize(args) => tokenize::run(args, common, out),
+            Self::Plan(args) => plan::run(args, common, out),
+            Self::Kernels(args) => kernels::run(args, common, out),
+            Self::Devices(args) => devices::run(args, common, out),
+            Self::Eval(args) => eval::run(args, common, out),
+            Self::Bench(args) => bench::run(args, common, out),
+        }
+    }
+}
+
+/// Writes one JSON value on one line.
+fn write_json(value: &impl serde::Serialize, out: &mut dyn Write) -> Result<()> {
+    serde_json::to_writer(&mut *out, value).map_err(std::io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+/// Token ids as `--ids` takes them.
+fn join_ids(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,207 @@
+//! `wattle plan`.
+
+use std::io::Write;
+
+use serde::Serialize;
+use wattle_engine::model::{Dtype, Model};
+use wattle_engine::plan::{Extent, LoraCapacity, Op, Plan, TensorId};
+use wattle_engine::{EngineOptions, PlanKind};
+use wattle_policy::{CostSource, OpCost, StepShape};
+
+use super::write_json;
+use crate::common::Common;
+use crate::error::Result;
+use crate::report::Bytes;
+use crate::session::Source;
+use crate::table::Table;
+
+/// Arguments of `plan`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Rows (tokens) of the step: one token of so many sequences
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    rows: u32,
+    /// Positions that are in the cache before the step
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16777216))]
+    depth: u32,
+    /// The rows are consecutive tokens of one prompt, of which the last is sampled
+    #[arg(long)]
+    prefill: bool,
+    /// Rank of the adapter that all rows use, 0 for none [default: that of --adapter]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(0..=4096))]
+    adapter_rank: Option<u32>,
+    /// A model of a known shape instead of --model, without weights of meaning
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    shape: Option<String>,
+    /// The plan of one mathematical step per op, before it is fused
+    #[arg(long)]
+    plain: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it: reads the model, but starts no device.
+pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
+    let (model, lora) = model(args, common)?;
+    let kind = if args.plain { PlanKind::Plain } else { PlanKind::Fused };
+    let options = EngineOptions { plan: kind, ..common.engine_options() };
+    let (base, adapted) = wattle_engine::compile(&model, &options, lora);
+    let shape = step(args, lora.rank as u32, common.lora_layers.mask(model.spec.layers)?.0);
+    let active = shape.rows.iter().any(|row| row.slot.is_some() && row.lora != 0);
+    let listing = Listing::new(args, lora.rank, if active { &adapted } else { &base }, &shape);
+    if args.json { write_json(&listing, out) } else { Ok(listing.write(out)?) }
+}
+
+/// The model, and the adapter to assume: one slot, unless its rank is 0.
+fn model(args: &Args, common: &Common) -> Result<(Model, LoraCapacity)> {
+    let slot = |rank, outside| LoraCapacity { slots: usize::from(rank > 0), rank, outside };
+    let given = args.adapter_rank.map(|rank| slot(rank as usize, false));
+    if let Some(shape) = &args.shape {
+        return Ok((Model::random(shape, Dtype::Bf16, 0)?, given.unwrap_or_default()));
+    }
+    let source = Source::find(common)?;
+    let model = Model::load(&source.model)?;
+    if let Some(lora) = given.or(source.adapters.is_empty().then(LoraCapacity::default)) {
+        return Ok((model, lora));
+    }
+    let adapter = source.load_adapter(&model.spec)?;
+    let lora = slot(adapter.rank(), adapter.has_factors_outside_layers());
+    Ok((model, lora))
+}
+
+/// The step that is asked for.
+fn step(args: &Args, rank: u32, mask: u128) -> StepShape {
+    let shape = match args.prefill {
+        true => StepShape::prefill(args.rows, args.depth),
+        false => StepShape::decode(args.rows, args.depth),
+    };
+    if rank == 0 {
+        return shape;
+    }
+    let mut shape = shape.with_adapter(rank);
+    shape.rows.iter_mut().for_each(|row| row.lora = mask);
+    shape
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Listing {
+    rows: u32,
+    depth: u32,
+    prefill: bool,
+    adapter_rank: usize,
+    plan: &'static str,
+    ops: Vec<OpLine>,
+    total: CostJson,
+}
+
+/// One op.
+#[derive(Serialize)]
+struct OpLine {
+    name: String,
+    kernel: &'static str,
+    inputs: Vec<Shape>,
+    /// `None` for ops that write the cache or the sampled tokens.
+    output: Option<Shape>,
+    #[serde(flatten)]
+    cost: CostJson,
+}
+
+/// A tensor in this step.
+#[derive(Serialize)]
+struct Shape {
+    tensor: String,
+    /// Rows, width.
+    shape: [usize; 2],
+}
+
+/// [`OpCost`] as it is printed; `dram_bytes` is the sum of the bytes before it.
+#[derive(Serialize)]
+struct CostJson {
+    weight_bytes: u64,
+    lora_bytes: u64,
+    kv_read_bytes: u64,
+    kv_write_bytes: u64,
+    activation_read_bytes: u64,
+    activation_write_bytes: u64,
+    dram_bytes: u64,
+    on_chip_bytes: u64,
+    flops: u64,
+    lora_flops: u64,
+    launches: u64,
+}
+
+impl From<OpCost> for CostJson {
+    fn from(cost: OpCost) -> Self {
+        Self {
+            weight_bytes: cost.weight_bytes,
+            lora_bytes: cost.lora_bytes,
+            kv_read_bytes: cost.kv_read_bytes,
+            kv_write_bytes: cost.kv_write_bytes,
+            activation_read_bytes: cost.activation_read_bytes,
+            activation_write_bytes: cost.activation_write_bytes,
+            dram_bytes: cost.dram_bytes(),
+            on_chip_bytes: cost.on_chip_bytes,
+            flops: cost.flops,
+            lora_flops: cost.lora_flops,
+            launches: cost.launches,
+        }
+    }
+}
+
+impl Listing {
+    fn new(args: &Args, rank: usize, plan: &Plan, shape: &StepShape) -> Self {
+        let tensor = |id: &TensorId| {
+            let tensor = plan.tensor(*id);
+            let rows = match tensor.extent {
+                Extent::Rows => shape.rows.len(),
+                Extent::Samples => shape.sampled(),
+            };
+            Shape { tensor: tensor.name.clone(), shape: [rows, tensor.width] }
+        };
+        let costs: Vec<OpCost> = (0..plan.ops.len()).map(|index| plan.cost(index, shape)).collect();
+        let line = |(op, cost): (&Op, &OpCost)| OpLine {
+            name: op.name.clone(),
+            kernel: op.kind.kernel(),
+            inputs: op.inputs.iter().map(tensor).collect(),
+            output: op.output.as_ref().map(tensor),
+            cost: (*cost).into(),
+        };
+        Self {
+            rows: args.rows,
+            depth: args.depth,
+            prefill: args.prefill,
+            adapter_rank: rank,
+            plan: if args.plain { "plain" } else { "fused" },
+            ops: plan.ops.iter().zip(&costs).map(line).collect(),
+            total: costs.iter().copied().sum::<OpCost>().into(),
+        }
+    }
+
+    /// The table for a reader.
+    fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let header = ["op", "kernel", "output", "weights", "LoRA", "KV", "activations", "kflop", "launches"];
+        let mut table = Table::new(header);
+        let line = |name: &str, kernel: &str, output: String, cost: &CostJson| {
+            let bytes = |bytes: u64| Bytes(bytes).to_string();
+            [
+                name.to_owned(),
+                kernel.to_owned(),
+                output,
+                bytes(cost.weight_bytes),
+                bytes(cost.lora_bytes),
+                bytes(cost.kv_read_bytes + cost.kv_write_bytes),
+                bytes(cost.activation_read_bytes + cost.activation_write_bytes),
+                format!("{:.1}", cost.flops as f64 / 1e3),
+                cost.launches.to_string(),
+            ]
+        };
+        for op in &self.ops {
+            let output = op.output.as_ref().map(|o| format!("[{}, {}]", o.shape[0], o.shape[1]));
+            table.row(line(&op.name, op.kernel, output.unwrap_or_default(), &op.cost));
+        }
+        table.row(line("total", "", String::new(), &self.total));
+        table.write(out)
+    }
+}

@@ -1,0 +1,152 @@
+//! The options that every command knows.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use wattle_engine::{ActiveFrom, BackendChoice};
+
+use crate::error::{Error, Result};
+use crate::layers::Layers;
+
+/// Which model, with which adapters, on which backend, in which precision.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct Common {
+    /// Model directory in Hugging Face form [default: the shipped model `sprout`, with its adapter `reason`]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// PEFT adapter directory; several are joined, each with its scale
+    #[arg(long, global = true, value_name = "DIR[:SCALE]")]
+    pub adapter: Vec<String>,
+    /// What runs the model; `auto` is a real GPU if there is one, else the CPU
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub backend: Backend,
+    /// How weights are kept
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub quant: Quant,
+    /// Arithmetic; `exact` is f32 throughout [default: exact with `--quant none`, else fast]
+    #[arg(long, global = true, value_enum)]
+    pub precision: Option<Precision>,
+    /// How keys and values are kept [default: f32 with `--precision exact`]
+    #[arg(long, global = true, value_enum)]
+    pub kv: Option<Kv>,
+    /// Layers in which the adapter is active: `all`, `none`, or a list such as `0,2,5-7`, which also leaves out what
+    /// lies outside the layers
+    #[arg(long, global = true, value_name = "LAYERS", default_value = "all")]
+    pub lora_layers: Layers,
+    /// Where the adapter begins to be active: as the `adapter` says itself, with the `prompt`, with the first
+    /// `generated` token, or at a position [default: adapter; generated for the shipped `reason`]
+    #[arg(long, global = true, value_name = "adapter|prompt|generated|N")]
+    pub lora_from: Option<LoraFrom>,
+    /// CPU threads [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+impl Common {
+    /// Refuses by name what the command line knows and this version cannot do.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |option: &str, value: &dyn fmt::Display, accepted: &str| {
+            Err(Error::value(option, format!("{value} is not in this version; accepted now: {accepted}")))
+        };
+        match (self.quant, self.precision, self.kv) {
+            (Quant::None, None | Some(Precision::Exact), None | Some(Kv::F32)) => Ok(()),
+            (Quant::None, None | Some(Precision::Exact), Some(kv)) => refuse("--kv", &Name(kv), "f32"),
+            (Quant::None, Some(precision), _) => refuse("--precision", &Name(precision), "exact"),
+            (quant, _, _) => refuse("--quant", &Name(quant), "none"),
+        }
+    }
+
+    /// The engine's options as far as they are common.
+    pub fn engine_options(&self) -> wattle_engine::EngineOptions {
+        wattle_engine::EngineOptions {
+            backend: self.backend.into(),
+            threads: self.threads.map(usize::from),
+            ..wattle_engine::EngineOptions::default()
+        }
+    }
+
+    /// Threads that the CPU backend uses.
+    pub fn thread_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, usize::from)
+    }
+}
+
+/// Shows an option's value as it is typed.
+pub(crate) struct Name<T>(pub T);
+
+impl<T: ValueEnum> fmt::Display for Name<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.0.to_possible_value();
+        f.write_str(value.as_ref().map_or("?", |value| value.get_name()))
+    }
+}
+
+/// `--backend`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    #[default]
+    Auto,
+    Cpu,
+    Gpu,
+}
+
+impl From<Backend> for BackendChoice {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Auto => Self::Auto,
+            Backend::Cpu => Self::Cpu,
+            Backend::Gpu => Self::Gpu,
+        }
+    }
+}
+
+/// `--quant`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quant {
+    #[default]
+    None,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q4_1")]
+    Q4_1,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    Exact,
+    Fast,
+}
+
+/// `--kv`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kv {
+    F32,
+    F16,
+    Q8,
+}
+
+/// `--lora-from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoraFrom(pub ActiveFrom);
+
+impl FromStr for LoraFrom {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(match text {
+            "adapter" => ActiveFrom::Adapter,
+            "prompt" => ActiveFrom::Position(0),
+            "generated" => ActiveFrom::Generated,
+            position => ActiveFrom::Position(
+                position.parse().map_err(|_| "expected adapter, prompt, generated, or a position")?,
+            ),
+        }))
+    }
+}

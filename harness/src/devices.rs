@@ -1,0 +1,87 @@
+//! What there is to run on.
+
+use serde::Serialize;
+
+/// The processor.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Cpu {
+    /// As the system names it.
+    pub name: String,
+    /// Instruction set.
+    pub arch: &'static str,
+    /// Vector extensions that were found.
+    pub simd: Vec<&'static str>,
+    /// Cores that this process may use.
+    pub cores: usize,
+}
+
+impl Cpu {
+    /// This machine's.
+    pub fn find() -> Self {
+        Self {
+            name: cpu_name().unwrap_or_else(|| "unknown".to_owned()),
+            arch: std::env::consts::ARCH,
+            simd: simd(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// The model name of the first core (Linux).
+fn cpu_name() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The extensions that matter to kernels, of those that this processor has.
+#[cfg(target_arch = "x86_64")]
+fn simd() -> Vec<&'static str> {
+    let found = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    found.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+}
+
+/// NEON is part of the architecture.
+#[cfg(target_arch = "aarch64")]
+fn simd() -> Vec<&'static str> {
+    vec!["neon"]
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn simd() -> Vec<&'static str> {
+    Vec::new()
+}
+
+/// A GPU, or a program that pretends to be one.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Gpu {
+    pub name: String,
+    pub driver: String,
+    /// `vulkan`, `metal` or `dx12`.
+    pub api: &'static str,
+    /// A program on the CPU.
+    pub software: bool,
+    /// Smallest and largest subgroup; `None` without subgroup operations.
+    pub subgroups: Option<(u32, u32)>,
+    pub f16: bool,
+    /// Whether ops can be timed.
+    pub timestamps: bool,
+    /// The largest storage binding \[bytes\].
+    pub max_binding: u64,
+    /// The largest buffer \[bytes\].
+    pub max_buffer: u64,
+    /// Workgroups per dimension of a dispatch.
+    pub max_workgroups: u32,
+}
+
+/// All GPUs that were found; none in a build without the feature `gpu`.
+pub(crate) fn gpus() -> Vec<Gpu> {
+    Vec::new()
+}

@@ -1,0 +1,200 @@
+//! Kernels that go over rows once: copies, sums, norms, rotations.
+
+use wattle_shaders::{Row, Sample};
+
+use super::math;
+use super::simd::{Simd, Work, run};
+use super::threads::lines;
+use super::tile::sum;
+use crate::activate::Function;
+use crate::norm::Norm;
+use crate::rope::Angles;
+use crate::{Read, State, Stored, Weight};
+
+/// Writes row `row` of a table.
+fn table_row(table: &Weight, row: usize, y: &mut [f32]) {
+    let (stored, row) = table.locate(row);
+    let start = row * table.cols;
+    match stored {
+        Stored::F32(values) => y.copy_from_slice(&values[start..][..y.len()]),
+        stored => (start..).zip(y).for_each(|(index, y)| *y = stored.get(index)),
+    }
+}
+
+/// `y` \[rows, width\]; marks tokens as seen.
+pub fn embed(rows: &[Row], table: &Weight, states: &mut [State], y: &mut [f32]) {
+    for (row, y) in rows.iter().zip(y.chunks_mut(table.cols)) {
+        let state = &mut states[row.sequence as usize];
+        let token = state.token(row);
+        state.mark(token);
+        table_row(table, token as usize, y);
+    }
+}
+
+/// `x` and `y` \[rows, width\].
+pub fn add_position(rows: &[Row], offset: u32, table: &Weight, x: &[f32], y: &mut [f32]) {
+    for (row, (x, y)) in rows.iter().zip(x.chunks(table.cols).zip(y.chunks_mut(table.cols))) {
+        table_row(table, (row.position + offset) as usize, y);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    }
+}
+
+/// `x` \[rows, width\], `y` \[samples, width\].
+pub fn select(samples: &[Sample], width: usize, x: &[f32], y: &mut [f32]) {
+    for (sample, y) in samples.iter().zip(y.chunks_mut(width)) {
+        y.copy_from_slice(&x[sample.row as usize * width..][..width]);
+    }
+}
+
+/// z = x + y.
+pub fn add(x: &[f32], y: &[f32], z: &mut [f32]) {
+    lines(z, 1, x.len(), |first, z| {
+        let parts = x[first..].iter().zip(&y[first..]);
+        z.iter_mut().zip(parts).for_each(|(z, (x, y))| *z = x + y);
+    });
+}
+
+/// y = f(x), times `up` if there is one.
+pub fn activate(function: Function, x: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
+    // An exponential is worth about eight multiply-adds.
+    lines(y, 1, 8 * x.len(), |first, y| {
+        y.copy_from_slice(&x[first..][..y.len()]);
+        run(Activate { function, y });
+        if let Some(up) = up {
+            y.iter_mut().zip(&up[first..]).for_each(|(y, up)| *y *= up);
+        }
+    });
+}
+
+struct Activate<'a> {
+    function: Function,
+    y: &'a mut [f32],
+}
+
+impl Work for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        math::activate(simd, self.function, self.y);
+    }
+}
+
+/// `x` and `y` \[parts, norm.width\].
+pub fn norm(norm: &Norm<&[f32]>, x: &[f32], y: &mut [f32]) {
+    lines(y, norm.width, 4 * x.len(), |first, y| {
+        y.copy_from_slice(&x[first * norm.width..][..y.len()]);
+        run(NormParts { norm, parts: y });
+    });
+}
+
+struct NormParts<'a> {
+    norm: &'a Norm<&'a [f32]>,
+    parts: &'a mut [f32],
+}
+
+impl Work for NormParts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.parts.chunks_mut(self.norm.width).for_each(|part| norm_part(simd, self.norm, part));
+    }
+}
+
+#[inline(always)]
+fn norm_part<S: Simd>(simd: S, norm: &Norm<&[f32]>, part: &mut [f32]) {
+    let width = norm.width as f32;
+    let mean = if norm.center { sum(simd, part, |x| x) / width } else { 0.0 };
+    let variance = sum(simd, part, |x| (x - mean) * (x - mean)) / width;
+    let scale = 1.0 / (variance + norm.eps).sqrt();
+    part.iter_mut().for_each(|x| *x = (*x - mean) * scale);
+    if let Some(weight) = norm.weight {
+        part.iter_mut().zip(weight).for_each(|(x, w)| *x *= w);
+    }
+    if let Some(bias) = norm.bias {
+        part.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    }
+}
+
+/// `x` and `y` \[rows, heads × head_dim\].
+pub fn rope(rows: &[Row], heads: usize, head_dim: usize, angles: &Angles<&[f32]>, x: &[f32], y: &mut [f32]) {
+    y.copy_from_slice(x);
+    for (row, y) in rows.iter().zip(y.chunks_mut(heads * head_dim)) {
+        run(Rotate { heads: y, head_dim, angles, row });
+    }
+}
+
+/// Rotates every head.
+struct Rotate<'a> {
+    heads: &'a mut [f32],
+    head_dim: usize,
+    angles: &'a Angles<&'a [f32]>,
+    row: &'a Row,
+}
+
+impl Work for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let pairs = self.angles.pairs;
+        let angles = self.angles.table[self.angles.at(self.row)..][..2 * pairs].as_chunks::<2>().0;
+        for head in self.heads.chunks_mut(self.head_dim) {
+            let (first, second) = head[..2 * pairs].split_at_mut(pairs);
+            for ([cos, sin], (x, y)) in angles.iter().zip(first.iter_mut().zip(second)) {
+                (*x, *y) = (simd.mul_add(*x, *cos, -*y * sin), simd.mul_add(*y, *cos, *x * sin));
+            }
+        }
+    }
+}
+
+/// `k` and `v` \[rows, width\]; K and V of one layer's cache, \[sequences, context, width\].
+pub fn kv_write(rows: &[Row], context: usize, width: usize, k: &[f32], v: &[f32], cache: [&mut [f32]; 2]) {
+    for (cache, x) in cache.into_iter().zip([k, v]) {
+        for (row, x) in rows.iter().zip(x.chunks(width)) {
+            let at = (row.sequence as usize * context + row.position as usize) * width;
+            cache[at..at + width].copy_from_slice(x);
+        }
+    }
+}
+
+/// The operands besides qkv; see the twin's.
+pub struct RopeKv<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Positions of a sequence that the cache has room for.
+    pub context: usize,
+    /// Norm of every q head.
+    pub q_norm: Option<Norm<&'a [f32]>>,
+    /// Norm of every k head.
+    pub k_norm: Option<Norm<&'a [f32]>>,
+    /// Angles, if q and k are rotated.
+    pub angles: Option<Angles<&'a [f32]>>,
+}
+
+/// `qkv` \[rows, (heads + 2 kv_heads) × head_dim\], `y` \[rows, heads × head_dim\]; K and V of one layer's cache.
+pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], [k, v]: [&mut [f32]; 2]) {
+    let (q_width, kv_width) = (op.heads * op.head_dim, op.kv_heads * op.head_dim);
+    let turn = |row, heads: &mut [f32], norm: &Option<Norm<&[f32]>>| {
+        if let Some(norm) = norm {
+            run(NormParts { norm, parts: heads });
+        }
+        if let Some(angles) = &op.angles {
+            run(Rotate { heads, head_dim: op.head_dim, angles, row });
+        }
+    };
+    for (row, (qkv, y)) in rows.iter().zip(qkv.chunks(q_width + 2 * kv_width).zip(y.chunks_mut(q_width))) {
+        let at = (row.sequence as usize * op.context + row.position as usize) * kv_width;
+        let (k, v) = (&mut k[at..at + kv_width], &mut v[at..at + kv_width]);
+        y.copy_from_slice(&qkv[..q_width]);
+        k.copy_from_slice(&qkv[q_width..q_width + kv_width]);
+        v.copy_from_slice(&qkv[q_width + kv_width..]);
+        turn(row, y, &op.q_norm);
+        turn(row, k, &op.k_norm);
+    }
+}

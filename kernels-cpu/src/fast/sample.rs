@@ -1,0 +1,121 @@
+//! Draws a token per sample, without sorting the vocabulary.
+
+use rayon::prelude::*;
+use wattle_shaders::{Sample, Sampled};
+
+use super::math::exp;
+use super::simd::{Simd, Work, run};
+use super::threads::parts;
+use super::tile::{maximum, sum};
+use crate::State;
+use crate::philox::uniform;
+
+/// `logits` \[samples, vocab\]; `states` has an entry per sequence and takes the drawn tokens, after all draws.
+pub fn sample(samples: &[Sample], vocab: usize, logits: &[f32], states: &mut [State]) -> Vec<Sampled> {
+    let sequence = |sample: &Sample| sample.sequence as usize;
+    let draw = |(sample, logits)| run(Draw { sample, logits, state: &states[sequence(sample)] });
+    // An exponential is worth about eight multiply-adds, and there are two per logit.
+    let drawn: Vec<Sampled> = if samples.len() < 2 || parts(16 * logits.len()) == 1 {
+        samples.iter().zip(logits.chunks(vocab)).map(draw).collect()
+    } else {
+        samples.par_iter().zip(logits.par_chunks(vocab)).map(draw).collect()
+    };
+    for (sample, sampled) in samples.iter().zip(&drawn) {
+        states[sequence(sample)].draw(sampled.token);
+    }
+    drawn
+}
+
+struct Draw<'a> {
+    sample: &'a Sample,
+    logits: &'a [f32],
+    state: &'a State,
+}
+
+impl Work for Draw<'_> {
+    type Output = Sampled;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Sampled {
+        let raw = self.logits;
+        // NaN and infinities are what times zero is not zero.
+        if sum(simd, raw, |logit| logit * 0.0) != 0.0 {
+            return Sampled { token: 0, logprob: f32::NAN, invalid: 1, _pad: 0 };
+        }
+        let max = maximum(raw);
+        let total = masses(simd, raw, max, f32::NEG_INFINITY).1;
+        let token = self.token(simd);
+        let logprob = f64::from(raw[token]) - f64::from(max) - total.ln();
+        Sampled { token: token as u32, logprob: logprob as f32, invalid: 0, _pad: 0 }
+    }
+}
+
+impl Draw<'_> {
+    #[inline(always)]
+    fn token<S: Simd>(&self, simd: S) -> usize {
+        let sample = self.sample;
+        let mut logits = self.logits.to_vec();
+        if sample.penalty != 1.0 {
+            for (token, logit) in (0..).zip(&mut logits) {
+                if self.state.has_seen(token) {
+                    *logit = if *logit > 0.0 { *logit / sample.penalty } else { *logit * sample.penalty };
+                }
+            }
+        }
+        if sample.temperature == 0.0 {
+            let max = maximum(&logits);
+            return logits.iter().position(|&logit| logit == max).unwrap_or(0);
+        }
+        logits.iter_mut().for_each(|logit| *logit /= sample.temperature);
+        let max = maximum(&logits);
+        let mut threshold = f32::NEG_INFINITY;
+        if (1..logits.len()).contains(&(sample.top_k as usize)) {
+            let mut order = logits.clone();
+            threshold = *order.select_nth_unstable_by(sample.top_k as usize - 1, |a, b| b.total_cmp(a)).1;
+        }
+        let (mut masses, mut total) = masses(simd, &logits, max, threshold);
+        if sample.top_p < 1.0 {
+            let threshold = top_p(f64::from(sample.top_p), &logits, &masses, total);
+            masses.iter_mut().zip(&logits).for_each(|(mass, &logit)| {
+                if logit < threshold {
+                    *mass = 0.0;
+                }
+            });
+            total = masses.iter().map(|&mass| f64::from(mass)).sum();
+        }
+        let wanted = f64::from(uniform(sample)) * total;
+        let mut sum = 0.0;
+        let drawn = masses.iter().position(|&mass| {
+            sum += f64::from(mass);
+            sum > wanted
+        });
+        drawn.or_else(|| masses.iter().rposition(|&mass| mass > 0.0)).unwrap_or(0)
+    }
+}
+
+/// e^(logit − max) of the logits that are not below `threshold`, 0 for others; and their sum.
+#[inline(always)]
+fn masses<S: Simd>(simd: S, logits: &[f32], max: f32, threshold: f32) -> (Vec<f32>, f64) {
+    let mass = |&logit: &f32| if logit >= threshold { exp(simd, logit - max) } else { 0.0 };
+    let masses: Vec<f32> = logits.iter().map(mass).collect();
+    let total = masses.iter().map(|&mass| f64::from(mass)).sum();
+    (masses, total)
+}
+
+/// The least logit of the smallest set of largest masses that reaches `top_p` of the total.
+///
+/// All masses below (1 − top_p) / n of the total make up less than what may be left out: only the others are sorted.
+fn top_p(top_p: f64, logits: &[f32], masses: &[f32], total: f64) -> f32 {
+    let least = (1.0 - top_p) * total / masses.len() as f64;
+    let likely = masses.iter().zip(logits).filter(|(mass, _)| f64::from(**mass) >= least);
+    let mut likely: Vec<(f32, f32)> = likely.map(|(&mass, &logit)| (logit, mass)).collect();
+    likely.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    let mut sum = 0.0;
+    for &(logit, mass) in &likely {
+        sum += f64::from(mass);
+        if sum >= top_p * total {
+            return logit;
+        }
+    }
+    likely.last().map_or(f32::NEG_INFINITY, |&(logit, _)| logit)
+}
