@@ -13,13 +13,14 @@ const TOLERANCE: f32 = crate::project::TOLERANCE;
 /// One to three targets, all rows or only sampled ones.
 pub fn cases() -> Vec<Case> {
     let rows = Extent::Rows;
-    let shapes: [(usize, &[usize], usize, Extent); 7] = [
+    let shapes: [(usize, &[usize], usize, Extent); 8] = [
         (1, &[1], 1, rows),
         (63, &[5], 9, rows),
         (64, &[7, 7], 2, rows),
         (65, &[8, 4, 4], 3, rows),
         (173, &[8, 4, 4], 9, rows),
         (515, &[3], 7, rows),
+        (515, &[3], 33, rows),
         (66, &[9], 9, Extent::Samples),
     ];
     shapes.map(|(cols, outputs, n, extent)| case(cols, outputs, n, extent)).into()

@@ -8,7 +8,7 @@ use crate::fixture::{Draft, Random, rows, step};
 use crate::kv_write::filled;
 use crate::rope::{mark_long, table};
 
-/// The norm's error and the rotation's. Measured on the CPU's f32 kernels: 3e-7.
+/// The norm's error and the rotation's. Measured on the CPU's f32 kernels: 1.6e-7.
 const TOLERANCE: f32 = 4e-6;
 
 /// With and without norms and rotation; grouped heads.

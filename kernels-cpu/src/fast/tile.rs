@@ -20,65 +20,68 @@ pub(super) fn products<S: Simd, E: Element>(
     let mut i = 0;
     while i + 4 <= rows {
         let group = [row(i), row(i + 1), row(i + 2), row(i + 3)];
+        let halves = [[group[0], group[1]], [group[2], group[3]]];
         let mut line = 0;
-        if S::WIDE {
-            while line + 4 <= x.len() {
-                tile(simd, group, [x[line], x[line + 1], x[line + 2], x[line + 3]], |w, l, sum| {
-                    out(line + l, i + w, sum);
-                });
-                line += 4;
+        while S::WIDE && line + 4 <= x.len() {
+            let lines = [x[line], x[line + 1], x[line + 2], x[line + 3]];
+            for (half, pair) in halves.into_iter().enumerate() {
+                tile(simd, pair, lines, 4 * stride, |w, l, sum| out(line + l, i + 2 * half + w, sum));
             }
+            line += 4;
         }
         while line + 2 <= x.len() {
-            let lines = [x[line], x[line + 1]];
-            if S::WIDE {
-                tile(simd, group, lines, |w, l, sum| out(line + l, i + w, sum));
-            } else {
-                tile(simd, [group[0], group[1]], lines, |w, l, sum| out(line + l, i + w, sum));
-                tile(simd, [group[2], group[3]], lines, |w, l, sum| out(line + l, i + 2 + w, sum));
+            for (half, pair) in halves.into_iter().enumerate() {
+                let lines = [x[line], x[line + 1]];
+                tile(simd, pair, lines, 4 * stride, |w, l, sum| out(line + l, i + 2 * half + w, sum));
             }
             line += 2;
         }
         if line < x.len() {
-            tile(simd, group, [x[line]], |w, _, sum| out(line, i + w, sum));
+            tile(simd, group, [x[line]], 4 * stride, |w, _, sum| out(line, i + w, sum));
         }
         i += 4;
     }
     while i < rows {
         for (line, x) in x.iter().enumerate() {
-            tile(simd, [row(i)], [*x], |_, _, sum| out(line, i, sum));
+            tile(simd, [row(i)], [*x], stride, |_, _, sum| out(line, i, sum));
         }
         i += 1;
     }
 }
 
-/// The products of W rows and X lines at once, so that each is loaded once for all.
+/// The products of W rows and X lines at once, so that each is loaded once for all; asks for the elements `ahead` of
+/// the rows' to be fetched meanwhile. The sizes in use leave the compiler registers enough for all sums.
+///
+/// Plain loops: vectors do not get inlined out of closures that go through library functions.
 #[inline(always)]
 fn tile<S: Simd, E: Element, const W: usize, const X: usize>(
     simd: S,
     rows: [&[E]; W],
     lines: [&[f32]; X],
+    ahead: usize,
     mut out: impl FnMut(usize, usize, f32),
 ) {
     let mut sums = [[simd.zero(); W]; X];
-    let rows = rows.map(|row| row.as_chunks::<LANES>());
-    let lines = lines.map(|line| line.as_chunks::<LANES>());
-    let chunks = rows.iter().map(|row| row.0.len()).chain(lines.iter().map(|line| line.0.len())).min();
-    for chunk in 0..chunks.unwrap_or(0) {
-        let weights = rows.map(|row| E::load(simd, &row.0[chunk]));
+    let (rows, row_rests) = split(rows);
+    let (lines, line_rests) = split(lines);
+    for chunk in 0..rows[0].len() {
+        let mut weights = [simd.zero(); W];
+        for (weight, row) in weights.iter_mut().zip(&rows) {
+            *weight = E::load(simd, &row[chunk]);
+            simd.prefetch(row[chunk].as_ptr().wrapping_add(ahead));
+        }
         for (sums, line) in sums.iter_mut().zip(&lines) {
-            let x = simd.load(&line.0[chunk]);
-            for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                *sum = simd.fma(weight, x, *sum);
+            let x = simd.load(&line[chunk]);
+            for (sum, weight) in sums.iter_mut().zip(&weights) {
+                *sum = simd.fma(*weight, x, *sum);
             }
         }
     }
-    if lines.iter().any(|line| !line.1.is_empty()) {
-        let weights = rows.map(|row| E::load(simd, &padded(row.1)));
-        for (sums, line) in sums.iter_mut().zip(&lines) {
-            let x = simd.load(&padded(line.1));
-            for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                *sum = simd.fma(weight, x, *sum);
+    if !row_rests[0].is_empty() {
+        for (sums, line) in sums.iter_mut().zip(&line_rests) {
+            let x = simd.load(&padded(line));
+            for (sum, row) in sums.iter_mut().zip(&row_rests) {
+                *sum = simd.fma(E::load(simd, &padded(row)), x, *sum);
             }
         }
     }
@@ -87,6 +90,19 @@ fn tile<S: Simd, E: Element, const W: usize, const X: usize>(
             out(w, x, simd.sum(sum));
         }
     }
+}
+
+/// Equally long slices as whole vectors, as many of each, and what is left.
+#[inline(always)]
+fn split<E, const N: usize>(slices: [&[E]; N]) -> ([&[[E; LANES]]; N], [&[E]; N]) {
+    let (mut chunks, mut rests): ([&[[E; LANES]]; N], [&[E]; N]) = ([&[]; N], [&[]; N]);
+    let count = slices[0].len() / LANES;
+    for (slice, (chunks, rest)) in slices.into_iter().zip(chunks.iter_mut().zip(&mut rests)) {
+        let (all, left) = slice.as_chunks();
+        // The same length for all, said so that loops over it need no checks.
+        (*chunks, *rest) = (&all[..count], left);
+    }
+    (chunks, rests)
 }
 
 /// The last elements of a row, with zeros behind them.
@@ -125,4 +141,56 @@ pub(super) fn maximum(values: &[f32]) -> f32 {
         }
     }
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::{Work, run_all};
+    use super::*;
+
+    /// Products of all lines with all rows: \[lines, rows\].
+    #[derive(Clone, Copy)]
+    struct Products<'a> {
+        matrix: &'a [f32],
+        cols: usize,
+        x: &'a [&'a [f32]],
+    }
+
+    impl Work for Products<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let rows = self.matrix.len() / self.cols;
+            let mut sums = vec![f32::NAN; rows * self.x.len()];
+            products(simd, self.matrix, self.cols, rows, self.cols, self.x, &mut |line, row, sum| {
+                sums[line * rows + row] = sum;
+            });
+            sums
+        }
+    }
+
+    #[test]
+    fn tiling_changes_no_bit_on_any_instruction_set() {
+        for (rows, cols, count) in [(1, 1, 1), (4, 16, 4), (7, 33, 9), (11, 130, 6), (5, 15, 3)] {
+            let numbers = |len: usize| (0..len).map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0).collect();
+            let (matrix, x): (Vec<f32>, Vec<f32>) = (numbers(rows * cols), numbers(count * cols));
+            let x: Vec<&[f32]> = x.chunks(cols).collect();
+            let whole = run_all(Products { matrix: &matrix, cols, x: &x });
+            for (line, x) in x.iter().enumerate() {
+                let alone = run_all(Products { matrix: &matrix, cols, x: &[x] });
+                for (whole, alone) in whole.iter().zip(alone) {
+                    assert_eq!(whole[line * rows..][..rows], alone);
+                }
+                for (row, matrix) in matrix.chunks(cols).enumerate() {
+                    let terms = matrix.iter().zip(*x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                    let (exact, sum) = (terms.sum::<f64>(), f64::from(whole[0][line * rows + row]));
+                    assert!((sum - exact).abs() < 1e-5, "{rows} × {cols}: {sum}, expected {exact}");
+                    // The sets with fused multiply-add agree bit for bit.
+                    let fused: Vec<f32> = whole[1..].iter().map(|sums| sums[line * rows + row]).collect();
+                    assert!(fused.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits()));
+                }
+            }
+        }
+    }
 }

@@ -146,14 +146,16 @@ impl Backend for CpuBackend {
     }
 
     fn memory(&self) -> Memory {
-        let mut tables: Vec<_> = self.plans.iter().filter_map(|plan| plan.angles.as_ref()).collect();
-        tables.dedup_by_key(|(_, values)| Arc::as_ptr(values));
+        let mut tables: Vec<_> =
+            self.plans.iter().filter_map(|plan| Some(&plan.angles.as_ref()?.1)).collect();
+        tables.sort_by_key(|values| Arc::as_ptr(values));
+        tables.dedup_by_key(|values| Arc::as_ptr(values));
         let mut factors: Vec<_> = self.slots.values().collect();
         factors.sort_by_key(|factors| Arc::as_ptr(factors));
         factors.dedup_by_key(|factors| Arc::as_ptr(factors));
         let pairs = factors.iter().flat_map(|factors| factors.pairs.values());
         Memory {
-            weights: tables.iter().map(|(_, values)| values.len() as u64 * 4).sum(),
+            weights: tables.iter().map(|values| values.len() as u64 * 4).sum(),
             kv: self.kv.as_ref().map_or(0, |kv| (kv.k.len() + kv.v.len()) as u64 * 4),
             activations: self.plans.iter().map(|plan| plan.activations.bytes()).sum(),
             lora: pairs.map(|pair| (pair.a.len() + pair.b.len()) as u64 * 4).sum(),

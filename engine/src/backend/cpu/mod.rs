@@ -9,6 +9,8 @@ mod layout;
 mod memory;
 mod op;
 mod plain;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
