@@ -85,7 +85,9 @@ fn pools_of_another_capacity_change_nothing_but_sizes() {
     let plan = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE);
     let bigger = plan.with_lora_capacity(LoraCapacity { slots: 3, rank: 32, ..LORA });
     assert_eq!(ops(&plan), ops(&bigger));
-    assert_eq!(bigger.max_b_pool_bytes(), plan.max_b_pool_bytes() * 6);
+    // Six times the factors, and three times the rank table.
+    let pools = bigger.max_b_pool_bytes() as f64 / plan.max_b_pool_bytes() as f64;
+    assert!((5.9..=6.0).contains(&pools), "{pools}");
     let t = plan.find("layers.0.qkv.lora_down").expect("a tensor");
     assert_eq!((plan.tensor(t).width, bigger.tensor(t).width), (3 * 16, 3 * 32));
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use wattle_shaders::Sampled;
 
 use crate::adapter::Factors;
-use crate::backend::{self, Backend, Capacity, Doors, PlanHandle, Step, Ticket};
+use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::options::{EngineOptions, PlanKind};
@@ -162,8 +162,8 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
     let widest =
         |extent| plan.tensors.iter().filter(|t| t.extent == extent).map(|t| t.width).max().unwrap_or(1);
     let fitting = |wanted: usize, width: usize| {
-        let fit = usize::try_from(binding(options) / (width as u64 * 4)).unwrap_or(usize::MAX);
-        match wanted.min(fit) {
+        let limits = Limits { binding: binding(options), ..options.limits };
+        match wanted.min(limits.max_rows(width)) {
             0 => Err(Error::value(
                 "model",
                 format!("one row of {width} values does not fit a binding of the device"),

@@ -4,8 +4,11 @@
 //! `tests/kernels/NAME.rs`, its bench `benches/kernels/NAME.rs`. [`for_each_kernel!`] lists the names; every
 //! place that has a file per kernel expands it, so that a missing file does not compile.
 
+mod kernel;
+pub mod params;
 mod step;
 
+pub use kernel::{KERNELS, Kernel, WeightType};
 pub use step::{
     FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, Row, Sample, Sampled,
 };

@@ -28,8 +28,10 @@ impl Limits {
         Self { binding: 4096, workgroups: 16, ..Self::default() }
     }
 
-    /// The rows of a step whose widest tensor has `width` f32 elements; 0 when not even one row fits.
+    /// The rows of a step whose widest tensor has `width` f32 elements; 0 when not even one row fits. Devices pad rows
+    /// to whole vec4s.
     pub fn max_rows(&self, width: usize) -> usize {
-        usize::try_from(self.binding / (width.max(1) as u64 * 4)).unwrap_or(usize::MAX)
+        let row = width.max(1).next_multiple_of(4) as u64 * 4;
+        usize::try_from(self.binding / row).unwrap_or(usize::MAX)
     }
 }

@@ -30,6 +30,14 @@ fn cpu(options: &EngineOptions, capacity: Capacity) -> Result<Box<dyn Backend>> 
     Ok(Box::new(CpuBackend::new(options)?))
 }
 
+#[cfg(feature = "gpu")]
+fn gpu(options: &EngineOptions, capacity: Capacity, allow_software: bool) -> Result<Box<dyn Backend>> {
+    let (limits, checked) = (options.limits, options.checked);
+    let options = super::gpu::GpuOptions { limits, capacity, allow_software, device: None, checked };
+    Ok(Box::new(super::gpu::GpuBackend::new(&options)?))
+}
+
+#[cfg(not(feature = "gpu"))]
 fn gpu(_options: &EngineOptions, _capacity: Capacity, _allow_software: bool) -> Result<Box<dyn Backend>> {
     Err(crate::Error::device("gpu", "this build has no GPU backend"))
 }

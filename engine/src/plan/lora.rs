@@ -50,10 +50,10 @@ impl Plan {
         plan
     }
 
-    /// Bytes of the biggest B pool: it must fit one binding for a LoRA epilogue.
+    /// Bytes of the biggest B pool and its rank table: they must fit one binding for a LoRA epilogue.
     pub fn max_b_pool_bytes(&self) -> u64 {
         let sites = (0..self.ops.len()).filter_map(|index| self.site(index));
-        sites.map(|site| site.b_len() as u64 * 4).max().unwrap_or(0)
+        sites.map(|site| (site.ranks_len() + site.b_len()) as u64 * 4).max().unwrap_or(0)
     }
 }
 

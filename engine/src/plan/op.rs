@@ -85,6 +85,11 @@ pub struct LoraCapacity {
 }
 
 impl Site {
+    /// Elements of the rank table as it lies before each pool on a device: padded to whole vec4s.
+    pub fn ranks_len(&self) -> usize {
+        (self.targets.len() * self.capacity.slots).next_multiple_of(4)
+    }
+
     /// Elements of the A pool.
     pub fn a_len(&self) -> usize {
         self.targets.len() * self.capacity.slots * self.capacity.rank * self.cols

@@ -1,0 +1,173 @@
+//! [`Backend`] for the GPU.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use wattle_shaders::Sampled;
+
+use super::assign::assign;
+use super::compile::Compiler;
+use super::prepared::{Prepared, dispatches, fitting, tensor_bytes};
+use super::{GpuBackend, Sequences};
+use crate::adapter::Factors;
+use crate::backend::validate::{self, StepLimits, below};
+use crate::backend::{Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check};
+use crate::error::{Error, Result};
+use crate::plan::{Op, Plan, TensorId};
+
+impl GpuBackend {
+    /// Makes the cache with the first plan; later plans must have its shape.
+    fn ensure_sequences(&mut self, plan: &Plan) -> Result<()> {
+        let Some(made) = &self.sequences else {
+            self.sequences = Some(Sequences::new(&self.gpu, plan.kv, plan.vocab, self.capacity)?);
+            return Ok(());
+        };
+        if (made.shape, made.vocab) != (plan.kv, plan.vocab) {
+            let reason = format!(
+                "{:?} and vocabulary {}, but the cache has {:?} and {}",
+                plan.kv, plan.vocab, made.shape, made.vocab
+            );
+            return Err(Error::value("plan.kv", reason));
+        }
+        Ok(())
+    }
+
+    fn check_sequence(&self, sequence: u32, positions: usize) -> Result<()> {
+        below("sequence", sequence as usize, self.capacity.sequences)?;
+        below("positions", positions, self.capacity.context + 1)
+    }
+}
+
+impl Backend for GpuBackend {
+    fn device(&self) -> &str {
+        &self.gpu.info.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "gpu"
+    }
+
+    fn limits(&self) -> Limits {
+        self.gpu.limits
+    }
+
+    fn prepare(&mut self, plan: &Arc<Plan>) -> Result<PlanHandle> {
+        plan_check::plan(plan)?;
+        for (&slot, factors) in &self.pools.slots {
+            validate::factors(plan, slot, factors)?;
+        }
+        let capacity = fitting(&self.gpu, plan, self.capacity)?;
+        self.ensure_sequences(plan)?;
+        let angles = self.angles(plan)?;
+        let assignment = assign(plan, |tensor| tensor_bytes(tensor, capacity));
+        let buffers = self.activations(&assignment.sizes)?;
+        let activations: Vec<_> = assignment.buffer.iter().map(|&index| buffers[index].clone()).collect();
+        let gpu = Arc::clone(&self.gpu);
+        let mut launches = Vec::new();
+        for op in &plan.ops {
+            let compiler = Compiler {
+                gpu: &gpu,
+                plan,
+                op,
+                weights: &mut self.weights,
+                pools: &mut self.pools,
+                sequences: self.sequences.as_ref().ok_or_else(|| gpu.error("the KV cache is missing"))?,
+                angles: angles.as_ref(),
+                results: &self.results,
+                nothing: &self.nothing,
+                activations: &activations,
+            };
+            launches.push(compiler.launches()?);
+        }
+        let ops = dispatches(&gpu, &launches, capacity)?;
+        let timing =
+            |op: &Op| Timing { op: op.name.clone(), kernel: op.kind.kernel(), seconds: 0.0, launches: 0 };
+        let timings = plan.ops.iter().map(timing).collect();
+        let limits = StepLimits::of(plan, capacity);
+        self.plans.push(Prepared { plan: Arc::clone(plan), limits, ops, activations, timings });
+        Ok(PlanHandle(self.plans.len() - 1))
+    }
+
+    fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()> {
+        if let Some(factors) = &factors {
+            self.plans.iter().try_for_each(|prepared| validate::factors(&prepared.plan, slot, factors))?;
+        }
+        self.pools.set(&self.gpu, slot, factors)
+    }
+
+    fn reset_sequence(&mut self, sequence: u32) -> Result<()> {
+        self.check_sequence(sequence, 0)?;
+        self.sequences()?.reset(&self.gpu, sequence as usize);
+        self.gpu.check()
+    }
+
+    fn copy_sequence(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
+        self.check_sequence(from, positions)?;
+        self.check_sequence(to, positions)?;
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.sequences()?.copy(&mut encoder, from as usize, to as usize, positions)?;
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.check()
+    }
+
+    fn submit(&mut self, plan: PlanHandle, step: &Step) -> Result<Ticket> {
+        self.submit_step(plan, step)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
+        self.collect_step(&ticket)
+    }
+
+    fn run(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<HashMap<TensorId, Vec<f32>>> {
+        self.run_range(plan, step, doors)
+    }
+
+    fn export_kv(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]> {
+        self.check_sequence(sequence, positions)?;
+        self.sequences()?.export(&self.gpu, layer, sequence as usize, positions)
+    }
+
+    fn import_kv(&mut self, layer: usize, sequence: u32, kv: &[Vec<f32>; 2]) -> Result<()> {
+        let sequences = self.sequences()?;
+        let width = sequences.shape.width();
+        let [k, v] = [&kv[0], &kv[1]].map(Vec::len);
+        if k != v || !k.is_multiple_of(width) {
+            let reason = format!("{k} and {v} elements, expected the same multiple of {width}");
+            return Err(Error::value("kv", reason));
+        }
+        self.check_sequence(sequence, k / width)?;
+        sequences.import(&self.gpu, layer, sequence as usize, kv)
+    }
+
+    fn set_timing(&mut self, on: bool) {
+        self.timing = on;
+    }
+
+    fn take_timings(&mut self) -> Vec<Timing> {
+        let taken = |timing: &mut Timing| {
+            let taken = timing.clone();
+            (timing.seconds, timing.launches) = (0.0, 0);
+            taken
+        };
+        let timings = self.plans.iter_mut().flat_map(|plan| &mut plan.timings);
+        timings.filter(|timing| timing.launches > 0).map(taken).collect()
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn memory(&self) -> Memory {
+        let activations: u64 = self.activations.iter().map(|(buffer, _)| buffer.size()).sum();
+        Memory {
+            weights: self.weights.bytes,
+            kv: self.sequences.as_ref().map_or(0, Sequences::kv_bytes),
+            activations: activations + self.step.size() + self.results.size(),
+            lora: self.pools.bytes,
+        }
+    }
+
+    fn check_guards(&mut self) -> Result<()> {
+        self.guards()
+    }
+}

@@ -1,0 +1,175 @@
+//! The launches of ops with weights or LoRA factors: one per buffer that they are split over.
+
+use std::sync::Arc;
+
+use wattle_shaders::params;
+
+use super::compile::Compiler;
+use super::launch::{
+    B_POOL, Binding, Grid, Launch, T, extent_code, function_code, k4, read, stride, used, weight_type, write,
+};
+use super::lora::Pool;
+use crate::error::{Error, Result};
+use crate::model::Matrix;
+use crate::plan::{GateUp, Project, Site};
+
+impl Compiler<'_> {
+    pub fn embed(&mut self, table: &Matrix) -> Result<Vec<Launch>> {
+        let device = self.weights.matrix(self.gpu, table)?;
+        let launch = |chunk: &super::weights::Chunk| {
+            let params = params::Embed {
+                k4: k4(table.cols),
+                first: chunk.first as u32,
+                rows: chunk.rows as u32,
+                state_stride: self.sequences.state_stride() as u32,
+            };
+            let bindings =
+                vec![read(1, &chunk.buffer), write(2, &self.sequences.state), write(3, self.output()?)];
+            let launch = Launch::new(self, params, bindings, Grid::Groups(1))?;
+            Ok(Launch { weights: weight_type(table.dtype), ..launch })
+        };
+        device.chunks.iter().map(launch).collect()
+    }
+
+    pub fn add_position(&mut self, table: &Matrix, offset: u32) -> Result<Vec<Launch>> {
+        let device = self.weights.matrix(self.gpu, table)?;
+        let launch = |chunk: &super::weights::Chunk| {
+            let (first, rows) = (chunk.first as u32, chunk.rows as u32);
+            let params = params::AddPosition { k4: k4(table.cols), first, rows, offset };
+            let bindings = vec![read(1, &chunk.buffer), read(2, self.input(0)), write(3, self.output()?)];
+            let launch = Launch::new(self, params, bindings, Grid::Groups(1))?;
+            Ok(Launch { weights: weight_type(table.dtype), ..launch })
+        };
+        device.chunks.iter().map(launch).collect()
+    }
+
+    pub fn project(&mut self, project: &Project) -> Result<Vec<Launch>> {
+        let matrix = &*project.weight;
+        let device = self.weights.matrix(self.gpu, matrix)?;
+        let bias = self.vectors(&[project.bias.as_deref()], matrix.rows)?;
+        let (site, lora) = self.epilogue(project.lora.as_ref())?;
+        let residual = self.op.inputs.len() - 1;
+        let residual = if project.residual { self.input(residual) } else { self.nothing };
+        let launch = |chunk: &super::weights::Chunk| {
+            let params = params::Project {
+                k4: k4(matrix.cols),
+                used: used(matrix.cols),
+                rows: chunk.rows as u32,
+                first: chunk.first as u32,
+                stride: stride(matrix.rows) as u32,
+                extent: extent_code(self.extent()),
+                function: function_code(project.activation),
+                biased: u32::from(project.bias.is_some()),
+                residual: u32::from(project.residual),
+            };
+            let operands = [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &bias), read(4, residual)];
+            let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
+            bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
+            let launch = Launch::new(self, params, bindings, Grid::Blocks(chunk.rows as u64))?;
+            let weights = weight_type(matrix.dtype);
+            Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
+        };
+        device.chunks.iter().map(launch).collect()
+    }
+
+    pub fn gate_up(&mut self, op: &GateUp) -> Result<Vec<Launch>> {
+        let matrix = &*op.gate;
+        if op.up.dtype != matrix.dtype {
+            return Err(Error::value(&self.op.name, "gate and up are stored in different types"));
+        }
+        let gate = self.weights.matrix(self.gpu, matrix)?;
+        let up = self.weights.matrix(self.gpu, &op.up)?;
+        let bias = self.vectors(&[op.gate_bias.as_deref(), op.up_bias.as_deref()], matrix.rows)?;
+        let (site, lora) = self.epilogue(op.lora.as_ref())?;
+        // Same shape and type: both are split at the same rows.
+        let launch = |(gate, up): (&super::weights::Chunk, &super::weights::Chunk)| {
+            let params = params::GateUp {
+                k4: k4(matrix.cols),
+                used: used(matrix.cols),
+                rows: gate.rows as u32,
+                first: gate.first as u32,
+                outputs: matrix.rows as u32,
+                stride: stride(matrix.rows) as u32,
+                extent: extent_code(self.extent()),
+                function: function_code(Some(op.function)),
+                biased: u32::from(op.gate_bias.is_some() || op.up_bias.is_some()),
+            };
+            let operands = [read(1, &gate.buffer), read(2, &up.buffer), read(3, self.input(0)), read(4, &bias)];
+            let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
+            bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
+            let launch = Launch::new(self, params, bindings, Grid::Blocks(gate.rows as u64))?;
+            let weights = weight_type(matrix.dtype);
+            Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
+        };
+        gate.chunks.iter().zip(&up.chunks).map(launch).collect()
+    }
+
+    /// The site, t and B pool of a launch that adds B t itself; a site of no projections if there is no LoRA.
+    fn epilogue(&mut self, site: Option<&Arc<Site>>) -> Result<(params::Site, (wgpu::Buffer, wgpu::Buffer))> {
+        let Some(site) = site else {
+            return Ok((params::Site::default(), (self.nothing.clone(), self.nothing.clone())));
+        };
+        let pool = self.pools.of(self.gpu, site)?;
+        let [chunk] = pool.b.as_slice() else {
+            let reason = format!(
+                "its B pool of {} bytes does not fit one binding: fuse without `lora_epilogue`",
+                site.b_len() * 4
+            );
+            return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
+        };
+        Ok((pool.params(chunk), (self.input(1).clone(), chunk.buffer.clone())))
+    }
+
+    pub fn lora_down(&mut self, site: &Arc<Site>) -> Result<Vec<Launch>> {
+        let params = params::LoraDown {
+            k4: k4(site.cols),
+            used: used(site.cols),
+            extent: extent_code(self.extent()),
+        };
+        let pool = self.pools.of(self.gpu, site)?;
+        self.per_a(&pool, |this, a| {
+            let bindings = vec![read(1, a), read(2, this.input(0)), write(3, this.output()?)];
+            Launch::new(this, params, bindings, Grid::Groups(site.t_width() as u64))
+        })
+    }
+
+    pub fn lora_embed(&mut self, site: &Arc<Site>) -> Result<Vec<Launch>> {
+        let params = params::LoraEmbed {
+            stride: stride(site.cols) as u32,
+            state_stride: self.sequences.state_stride() as u32,
+        };
+        let pool = self.pools.of(self.gpu, site)?;
+        self.per_a(&pool, |this, a| {
+            let bindings = vec![read(1, a), write(2, &this.sequences.state), write(3, this.output()?)];
+            Launch::new(this, params, bindings, Grid::Elements(site.t_width() as u64))
+        })
+    }
+
+    /// One launch per buffer of the A pool.
+    fn per_a(&self, pool: &Pool, launch: impl Fn(&Self, &wgpu::Buffer) -> Result<Launch>) -> Result<Vec<Launch>> {
+        let with_site = |chunk: &super::lora::Chunk| {
+            let launch = launch(self, &chunk.buffer)?;
+            Ok(Launch { extent: self.extent(), site: Some(pool.params(chunk)), ..launch })
+        };
+        pool.a.iter().map(with_site).collect()
+    }
+
+    pub fn lora_up(&mut self, site: &Arc<Site>) -> Result<Vec<Launch>> {
+        let pool = self.pools.of(self.gpu, site)?;
+        let width = self.tensor_in(0).width;
+        let launch = |(index, chunk): (usize, &super::lora::Chunk)| {
+            let params = params::LoraUp {
+                width: width as u32,
+                stride: stride(width) as u32,
+                extent: extent_code(self.extent()),
+                further: u32::from(index > 0),
+            };
+            let operands = [read(1, self.input(0)), write(2, self.output()?)];
+            let factors = [read(T, self.input(1)), read(B_POOL, &chunk.buffer)];
+            let bindings = operands.into_iter().chain(factors).collect();
+            let launch = Launch::new(self, params, bindings, Grid::Elements(width as u64))?;
+            Ok(Launch { extent: self.extent(), site: Some(pool.params(chunk)), ..launch })
+        };
+        pool.b.iter().enumerate().map(launch).collect()
+    }
+}

@@ -1,0 +1,120 @@
+//! Shader modules, layouts and pipelines, made once per device and shared by all plans.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use wattle_shaders::{Kernel, WeightType};
+
+use super::device::Gpu;
+use super::launch::{Access, Launch};
+
+/// What a pipeline is made of; the constant is the kernel's `@id(0) override`.
+type Key = (&'static str, WeightType, Option<u32>);
+
+#[derive(Clone)]
+struct Layout {
+    bindings: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
+}
+
+#[derive(Default)]
+struct Made {
+    modules: HashMap<(&'static str, WeightType), wgpu::ShaderModule>,
+    layouts: HashMap<&'static str, Layout>,
+    pipelines: HashMap<Key, wgpu::ComputePipeline>,
+}
+
+/// All that was made so far.
+pub(super) struct Pipelines {
+    /// Group 0 of all kernels: the step buffer.
+    pub step: wgpu::BindGroupLayout,
+    made: Mutex<Made>,
+}
+
+impl Pipelines {
+    pub fn new(device: &wgpu::Device) -> Self {
+        let entries = [entry(0, Access::Read)];
+        let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some("step"), entries: &entries };
+        Self { step: device.create_bind_group_layout(&descriptor), made: Mutex::default() }
+    }
+
+    /// The pipeline of a launch, with this constant.
+    pub fn pipeline(&self, gpu: &Gpu, launch: &Launch, constant: Option<u32>) -> wgpu::ComputePipeline {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let Made { modules, layouts, pipelines } = &mut *made;
+        let (name, weights) = (launch.kernel.name, launch.weights);
+        let make = || {
+            let module = modules.entry((name, weights)).or_insert_with(|| module(gpu, launch.kernel, weights));
+            let layout = layouts.entry(name).or_insert_with(|| self.layout(gpu, launch));
+            let constants: Vec<_> = constant.iter().map(|&value| ("0", f64::from(value))).collect();
+            gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(name),
+                layout: Some(&layout.pipeline),
+                module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &constants,
+                    // No kernel reads workgroup memory that it has not written.
+                    zero_initialize_workgroup_memory: gpu.checked,
+                },
+                cache: None,
+            })
+        };
+        pipelines.entry((name, weights, constant)).or_insert_with(make).clone()
+    }
+
+    /// The bind group layout of a launch.
+    pub fn bindings(&self, gpu: &Gpu, launch: &Launch) -> wgpu::BindGroupLayout {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let layout = made.layouts.entry(launch.kernel.name).or_insert_with(|| self.layout(gpu, launch));
+        layout.bindings.clone()
+    }
+
+    /// All launches of a kernel have the same bindings, so the first one tells the layout.
+    fn layout(&self, gpu: &Gpu, launch: &Launch) -> Layout {
+        let label = Some(launch.kernel.name);
+        let mut entries = vec![entry(0, Access::Uniform)];
+        entries.extend(launch.bindings.iter().map(|binding| entry(binding.index, binding.access)));
+        if launch.site.is_some() {
+            entries.push(entry(super::launch::SITE, Access::Uniform));
+        }
+        let bindings = gpu
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+        let pipeline = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label,
+            bind_group_layouts: &[Some(&self.step), Some(&bindings)],
+            immediate_size: 0,
+        });
+        Layout { bindings, pipeline }
+    }
+}
+
+fn entry(binding: u32, access: Access) -> wgpu::BindGroupLayoutEntry {
+    let ty = match access {
+        Access::Uniform => wgpu::BufferBindingType::Uniform,
+        Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
+        Access::Write => wgpu::BufferBindingType::Storage { read_only: false },
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    }
+}
+
+fn module(gpu: &Gpu, kernel: &Kernel, weights: WeightType) -> wgpu::ShaderModule {
+    let text = kernel.wgsl(gpu.limits.subgroups, weights);
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(kernel.name),
+        source: wgpu::ShaderSource::Wgsl(text.into()),
+    };
+    if gpu.checked {
+        return gpu.device.create_shader_module(descriptor);
+    }
+    // SAFETY: the kernels are this workspace's own. Plans, steps, doors and factors are checked before they run, so
+    // that every index lies in its buffer; loops are bounded by uniforms; divisors are sizes, never 0. The kernel cases
+    // also run with checks and guard words.
+    unsafe { gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+}

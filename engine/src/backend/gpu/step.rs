@@ -1,0 +1,252 @@
+//! One step: rows in, one pass, one submit, samples out.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use wattle_shaders::params::STEP_HEADER;
+use wattle_shaders::{Row, Sample, Sampled};
+
+use super::GpuBackend;
+use super::device::Mapped;
+use super::launch::stride;
+use super::prepared::Prepared;
+use super::timing::Stamps;
+use crate::backend::{Doors, PlanHandle, Step, Ticket, validate};
+use crate::error::{Error, Result};
+use crate::plan::TensorId;
+
+/// Bytes of a sample's result.
+pub(super) const SAMPLED: usize = size_of::<Sampled>();
+/// Steps that may be submitted and not collected.
+const IN_FLIGHT: usize = 3;
+/// Bytes of guard words behind an activation buffer, and what they hold.
+const GUARD: u64 = 64;
+const GUARD_BYTE: u8 = 0xA5;
+
+/// Bytes of the step buffer.
+pub(super) fn bytes(rows: usize, samples: usize) -> u64 {
+    (STEP_HEADER * 4 + rows * size_of::<Row>() + samples * size_of::<Sample>()) as u64
+}
+
+/// A step that was submitted and not collected.
+pub(super) struct InFlight {
+    ticket: u64,
+    plan: PlanHandle,
+    submission: wgpu::SubmissionIndex,
+    results: Mapped,
+    stamps: Option<Mapped>,
+}
+
+impl GpuBackend {
+    pub(super) fn submit_step(&mut self, handle: PlanHandle, step: &Step) -> Result<Ticket> {
+        let prepared = self.prepared(handle)?;
+        let range = 0..prepared.plan.ops.len();
+        prepared.limits.check(step)?;
+        validate::doors(&prepared.plan, step, &Doors { range: range.clone(), ..Doors::default() })?;
+        if self.in_flight.len() >= IN_FLIGHT {
+            return Err(Error::value("step", format!("{IN_FLIGHT} steps are in flight: collect one first")));
+        }
+        self.gpu.check()?;
+        self.write_step(step);
+        let stamps = if self.timing { Stamps::new(&self.gpu, range.len()) } else { None };
+        let mut encoder = self.encoder();
+        let launches = self.pass(&mut encoder, self.prepared(handle)?, step, range, stamps.as_ref())?;
+        let bytes = (step.samples.len() * SAMPLED) as u64;
+        let staging = self.staging.pop();
+        let staging =
+            staging.unwrap_or_else(|| self.gpu.staging((self.capacity.samples * SAMPLED) as u64));
+        if bytes > 0 {
+            encoder.copy_buffer_to_buffer(&self.results, 0, &staging, 0, bytes);
+        }
+        let stamps_staging = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        let results = Mapped::start(staging, bytes);
+        let stamps = stamps_staging.map(|staging| {
+            let bytes = staging.size();
+            Mapped::start(staging, bytes)
+        });
+        self.counters.steps += 1;
+        self.counters.submits += 1;
+        self.counters.passes += 1;
+        self.counters.launches += launches;
+        let ticket = self.counters.steps;
+        self.in_flight.push_back(InFlight { ticket, plan: handle, submission, results, stamps });
+        self.gpu.check()?;
+        Ok(Ticket(ticket))
+    }
+
+    pub(super) fn collect_step(&mut self, ticket: &Ticket) -> Result<Vec<Sampled>> {
+        let at = self.in_flight.iter().position(|step| step.ticket == ticket.0);
+        let unknown =
+            || Error::value("ticket", format!("{} was never given out or is collected", ticket.0));
+        let step = at.and_then(|at| self.in_flight.remove(at)).ok_or_else(unknown)?;
+        self.gpu.wait(Some(step.submission))?;
+        let (bytes, staging) = step.results.finish(&self.gpu)?;
+        self.staging.push(staging);
+        if let Some(stamps) = step.stamps {
+            let (bytes, _) = stamps.finish(&self.gpu)?;
+            let period = f64::from(self.gpu.queue.get_timestamp_period());
+            super::timing::add(&mut self.plans[step.plan.0], &bytes, period);
+        }
+        self.counters.readback_bytes += bytes.len() as u64;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    pub(super) fn run_range(
+        &mut self,
+        handle: PlanHandle,
+        step: &Step,
+        doors: &Doors,
+    ) -> Result<HashMap<TensorId, Vec<f32>>> {
+        let prepared = self.prepared(handle)?;
+        prepared.limits.check(step)?;
+        validate::doors(&prepared.plan, step, doors)?;
+        self.gpu.check()?;
+        if self.gpu.limits.guards {
+            self.poison(prepared);
+        }
+        self.import(prepared, doors);
+        self.write_step(step);
+        let mut encoder = self.encoder();
+        let mut start = doors.range.start;
+        let mut taps = Vec::new();
+        for index in doors.range.clone() {
+            let Some(id) = prepared.plan.ops[index].output.filter(|id| doors.taps.contains(id)) else { continue };
+            self.pass(&mut encoder, prepared, step, start..index + 1, None)?;
+            start = index + 1;
+            let tensor = prepared.plan.tensor(id);
+            let bytes = (validate::lines(tensor.extent, step) * stride(tensor.width) * 4) as u64;
+            let staging = self.gpu.staging(bytes);
+            if bytes > 0 {
+                let buffer = &prepared.activations[id.0 as usize];
+                encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+            }
+            taps.push((id, tensor.width, bytes, staging));
+        }
+        self.pass(&mut encoder, prepared, step, start..doors.range.end, None)?;
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        let taps: Vec<_> = taps.into_iter().map(|(id, width, bytes, s)| (id, width, Mapped::start(s, bytes))).collect();
+        self.gpu.wait(Some(submission))?;
+        let mut values = HashMap::new();
+        for (id, width, mapped) in taps {
+            let padded: Vec<f32> = bytemuck::pod_collect_to_vec(&mapped.finish(&self.gpu)?.0);
+            let lines = padded.chunks_exact(stride(width)).flat_map(|line| &line[..width]);
+            values.insert(id, lines.copied().collect());
+        }
+        Ok(values)
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") })
+    }
+
+    /// Writes header, rows and samples.
+    fn write_step(&self, step: &Step) {
+        let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
+        let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
+        let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
+        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, 0];
+        bytes.extend_from_slice(bytemuck::cast_slice(&header));
+        bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
+        bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
+        self.gpu.queue.write_buffer(&self.step, 0, &bytes);
+    }
+
+    /// Encodes ops as one pass; how many launches that were.
+    fn pass(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        prepared: &Prepared,
+        step: &Step,
+        range: Range<usize>,
+        stamps: Option<&Stamps>,
+    ) -> Result<u64> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_bind_group(0, &self.step_bindings, &[]);
+        let mut launches = 0;
+        for (index, op) in prepared.ops[range].iter().enumerate() {
+            if let Some(stamps) = stamps {
+                stamps.write(&mut pass, index);
+            }
+            for dispatch in op {
+                let (pipeline, groups) = dispatch.of(validate::lines(dispatch.extent, step));
+                if groups == 0 {
+                    continue;
+                }
+                let [x, y, z] = self.fold(groups)?;
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(1, &dispatch.bindings, &[]);
+                pass.dispatch_workgroups(x, y, z);
+                launches += 1;
+            }
+        }
+        if let Some(stamps) = stamps {
+            stamps.finish(&mut pass);
+        }
+        Ok(launches)
+    }
+
+    /// So many workgroups (or a few more) as x, y, z under the limit per dimension.
+    fn fold(&self, groups: u64) -> Result<[u32; 3]> {
+        let limit = u64::from(self.gpu.limits.workgroups);
+        let x = groups.min(limit);
+        let y = groups.div_ceil(x).min(limit);
+        let z = groups.div_ceil(x * y);
+        // Kernels count workgroups in u32.
+        if z > limit || x * y * z > u64::from(u32::MAX) {
+            return Err(self.gpu.error(format!("{groups} workgroups, with at most {limit} per dimension")));
+        }
+        Ok([x as u32, y as u32, z as u32])
+    }
+
+    fn import(&self, prepared: &Prepared, doors: &Doors) {
+        for (id, values) in &doors.import {
+            let width = prepared.plan.tensor(*id).width;
+            let mut padded = vec![0.0f32; values.len() / width.max(1) * stride(width)];
+            for (to, from) in padded.chunks_exact_mut(stride(width)).zip(values.chunks_exact(width)) {
+                to[..width].copy_from_slice(from);
+            }
+            let buffer = &prepared.activations[id.0 as usize];
+            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&padded));
+        }
+    }
+
+    /// An activation buffer, followed by guard words if they are on.
+    pub(super) fn guarded(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        if !self.gpu.limits.guards {
+            return self.gpu.storage("activations", bytes);
+        }
+        let buffer = self.gpu.storage("activations", bytes + GUARD)?;
+        let guard = vec![GUARD_BYTE; (buffer.size() - bytes) as usize];
+        self.gpu.queue.write_buffer(&buffer, bytes, &guard);
+        Ok(buffer)
+    }
+
+    fn poison(&self, prepared: &Prepared) {
+        for (buffer, bytes) in &self.activations {
+            if prepared.activations.contains(buffer) {
+                let poison = vec![f32::NAN; (bytes / 4) as usize];
+                self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&poison));
+            }
+        }
+    }
+
+    pub(super) fn guards(&self) -> Result<()> {
+        if !self.gpu.limits.guards {
+            return Ok(());
+        }
+        for (index, (buffer, bytes)) in self.activations.iter().enumerate() {
+            let guard = self.gpu.read(&[(buffer, *bytes, buffer.size() - bytes)])?;
+            if guard.iter().any(|&byte| byte != GUARD_BYTE) {
+                let named = |prepared: &Prepared| {
+                    let tensors = prepared.plan.tensors.iter().zip(&prepared.activations);
+                    let users = tensors.filter(|(_, used)| *used == buffer).map(|(tensor, _)| tensor.name.clone());
+                    users.collect::<Vec<_>>()
+                };
+                let names = self.plans.iter().flat_map(named).collect::<Vec<_>>().join(", ");
+                return Err(self.gpu.error(format!("guard words overwritten behind buffer {index} ({names})")));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! The uniform parameters of every kernel, field for field as `struct Params` in its file documents them.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Declares parameter structs: `repr(C)`, plain data, all fields public.
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),+ $(,)? })+) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+        #[allow(missing_docs, reason = "the kernel's file documents the fields")]
+        pub struct $name { $(pub $field: $type),+ }
+    )+};
+}
+
+params! {
+    /// `embed.wgsl`.
+    Embed { k4: u32, first: u32, rows: u32, state_stride: u32 }
+    /// `add_position.wgsl`.
+    AddPosition { k4: u32, first: u32, rows: u32, offset: u32 }
+    /// `norm.wgsl`.
+    Norm {
+        width: u32, groups: u32, stride: u32, extent: u32, centered: u32, weighted: u32, biased: u32, eps: f32,
+    }
+    /// `project.wgsl`.
+    Project {
+        k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, function: u32, biased: u32,
+        residual: u32,
+    }
+    /// `gate_up.wgsl`.
+    GateUp {
+        k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,
+        biased: u32,
+    }
+    /// `lora_down.wgsl`.
+    LoraDown { k4: u32, used: u32, extent: u32 }
+    /// `lora_embed.wgsl`.
+    LoraEmbed { stride: u32, state_stride: u32 }
+    /// `lora_up.wgsl`.
+    LoraUp { width: u32, stride: u32, extent: u32, further: u32 }
+    /// `rope.wgsl`.
+    Rope { heads: u32, head_dim: u32, stride: u32, pairs: u32, positions: u32 }
+    /// `shared/cache.wgsl`.
+    Cache { kv_heads: u32, head_dim: u32, sequences: u32, positions: u32, first: u32, cells: u32, _pad: u32, _pad2: u32 }
+    /// `kv_write.wgsl`.
+    KvWrite { cache: Cache, stride: u32 }
+    /// `rope_kv.wgsl`.
+    RopeKv {
+        cache: Cache, heads: u32, stride: u32, q_stride: u32, pairs: u32, positions: u32, q_norm: u32,
+        k_norm: u32, eps: f32,
+    }
+    /// `attend.wgsl`.
+    Attend { cache: Cache, heads: u32, stride: u32, window: u32, scale: f32 }
+    /// `activate.wgsl`.
+    Activate { k4: u32, extent: u32, function: u32, gated: u32 }
+    /// `add.wgsl`.
+    Add { k4: u32, extent: u32 }
+    /// `select.wgsl`.
+    Select { k4: u32 }
+    /// `shared/draw.wgsl`.
+    Sample { vocab: u32, stride: u32, state_stride: u32 }
+    /// `shared/lora.wgsl`: a projection of a site.
+    Part { start: u32, rows: u32, offset: u32, _pad: u32 }
+    /// `shared/lora.wgsl`.
+    Site {
+        layer: u32, slots: u32, rank: u32, parts: u32, head: u32, first: u32, count: u32, _pad: u32,
+        part: [Part; 4],
+    }
+}
+
+/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), 0.
+pub const STEP_HEADER: usize = 4;
+
+/// `functions.wgsl`: the codes of the activations.
+pub mod function {
+    /// The identity.
+    pub const NONE: u32 = 0;
+    /// x/2 · (1 + erf(x/√2)).
+    pub const GELU: u32 = 1;
+    /// x/2 · (1 + tanh(√(2/π)(x + 0.044715 x³))).
+    pub const GELU_TANH: u32 = 2;
+    /// max(x, 0).
+    pub const RELU: u32 = 3;
+    /// x · sigmoid(x).
+    pub const SILU: u32 = 4;
+}

@@ -1,0 +1,77 @@
+// y = f(G x + b_g + B_g t) * (U x + b_u + B_u t).
+// Grid: one workgroup per 4 outputs and COLS rows of x; lanes split the inputs. Bound by reading G and U.
+
+import package::shared::dots::{COLS, Sums, fold, masked, reduce, total};
+import package::shared::functions::activate;
+import package::shared::lane::{Lane, LANES, group_index};
+import package::shared::lora::add_lora;
+import package::shared::step::{count, row_index, step_row};
+import package::shared::weights::{Packed, unpack};
+
+struct Params {
+    k4: u32,       // vec4s of a row of G, U and x
+    used: u32,     // elements used of the last of them
+    rows: u32,     // outputs of this part of G and U
+    first: u32,    // the first of them
+    outputs: u32,  // of G: U's outputs count from here in the bias and in the LoRA site
+    stride: u32,   // elements between rows of y
+    extent: u32,
+    function: u32, // f
+    biased: u32,
+}
+
+@group(1) @binding(0) var<uniform> params: Params;
+@group(1) @binding(1) var<storage, read> gate: array<Packed>; // [rows, k4]
+@group(1) @binding(2) var<storage, read> up: array<Packed>;   // [rows, k4]
+@group(1) @binding(3) var<storage, read> x: array<vec4f>;     // [n, k4]
+@group(1) @binding(4) var<storage, read> bias: array<f32>;    // [2, outputs]
+@group(1) @binding(5) var<storage, read_write> y: array<f32>; // [n, stride]
+
+// Where the vec4s i of four weight rows lie.
+fn places(block: u32, i: u32) -> vec4u {
+    return min(vec4u(block * 4u) + vec4u(0u, 1u, 2u, 3u), vec4u(params.rows - 1u)) * params.k4 + i;
+}
+
+@compute @workgroup_size(64)
+fn main(lane: Lane) {
+    let n = count(params.extent);
+    let column_blocks = (n + COLS - 1u) / COLS;
+    let column = group_index(lane) % column_blocks * COLS;
+    let block = group_index(lane) / column_blocks;
+    if block * 4u >= params.rows {
+        return;
+    }
+    var gate_acc: Sums;
+    var up_acc: Sums;
+    for (var i = lane.index; i < params.k4; i += LANES) {
+        let at = places(block, i);
+        let g = transpose(mat4x4f(unpack(gate[at.x]), unpack(gate[at.y]), unpack(gate[at.z]), unpack(gate[at.w])));
+        let u = transpose(mat4x4f(unpack(up[at.x]), unpack(up[at.y]), unpack(up[at.z]), unpack(up[at.w])));
+        let used = select(4u, params.used, i + 1u == params.k4);
+        for (var c = 0u; c < COLS; c++) {
+            let v = masked(x[min(column + c, n - 1u) * params.k4 + i], used);
+            gate_acc[c] = fold(gate_acc[c], g, v);
+            up_acc[c] = fold(up_acc[c], u, v);
+        }
+    }
+    let c = min(lane.index / 4u, COLS - 1u);
+    reduce(&gate_acc, lane);
+    var g = total(lane.index % 4u, c, lane);
+    workgroupBarrier();
+    reduce(&up_acc, lane);
+    var u = total(lane.index % 4u, c, lane);
+    let line = column + c;
+    let local = block * 4u + lane.index % 4u;
+    if lane.index >= COLS * 4u || line >= n || local >= params.rows {
+        return;
+    }
+    let output = params.first + local;
+    if params.biased != 0u {
+        g += bias[output];
+        u += bias[params.outputs + output];
+    }
+    let row = step_row(row_index(line, params.extent));
+    g = activate(params.function, add_lora(g, output, line, row));
+    u = add_lora(u, params.outputs + output, line, row);
+    y[line * params.stride + output] = g * u;
+}

@@ -1,0 +1,51 @@
+// The step as the host wrote it, bound by every kernel: how many rows and samples, then the rows, then the samples.
+// Both are 48 bytes, three vec4u (wattle_shaders::Row, wattle_shaders::Sample).
+
+// [0] = rows, samples, where the samples begin; [1 ..] rows; [step[0].z ..] samples
+@group(0) @binding(0) var<storage, read> step: array<vec4u>;
+
+struct Row {
+    token: u32,
+    position: u32,
+    sequence: u32,
+    slot: u32,
+    lora: vec4u,
+    flags: u32,
+}
+
+const FROM_STATE = 1u;
+const LONG_ROPE = 2u;
+const NO_INDEX = 0xffffffffu;
+
+// Extents: which rows a tensor has.
+const ROWS = 0u;
+const SAMPLES = 1u;
+
+// How many rows a tensor of this extent has in this step.
+fn count(extent: u32) -> u32 {
+    return step[0][extent];
+}
+
+// Row `index` of the step.
+fn step_row(index: u32) -> Row {
+    let at = 1u + index * 3u;
+    return Row(step[at].x, step[at].y, step[at].z, step[at].w, step[at + 1u], step[at + 2u].x);
+}
+
+// Words 4 * part .. 4 * part + 4 of sample `index`.
+fn sample_words(index: u32, part: u32) -> vec4u {
+    return step[step[0].z + index * 3u + part];
+}
+
+// The index of the step's row that line `line` of a tensor of this extent belongs to.
+fn row_index(line: u32, extent: u32) -> u32 {
+    if extent == SAMPLES {
+        return sample_words(line, 0u).x;
+    }
+    return line;
+}
+
+// Whether LoRA is on for the row in this layer (127: outside the layers).
+fn lora_on(row: Row, layer: u32) -> bool {
+    return row.slot != NO_INDEX && ((row.lora[layer >> 5u] >> (layer & 31u)) & 1u) == 1u;
+}
