@@ -1,4 +1,5 @@
 //! The command line as scripts see it: exit codes, messages, JSON shapes, and nothing but results on a pipe.
+#![allow(clippy::expect_used, reason = "tests fail by panicking")]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -95,6 +95,10 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         lines.push(bench.line(test, &progress)?);
     }
     drop(progress);
+    // Afterwards, because its buffers would count as memory that decoding needs.
+    for (line, test) in lines.iter_mut().zip(&tests) {
+        line.bandwidth_share = bench.bandwidth_share(test, line.tokens_per_second)?;
+    }
     match args.output {
         Output::Json => write_json(&lines, out),
         Output::Csv => write_csv(&lines, out),
@@ -163,10 +167,6 @@ impl<'a> Bench<'a> {
             progress.step();
         }
         let (tokens_per_second, spread) = median_and_spread(rates);
-        let bandwidth_share = match test.paths {
-            Some(paths) => self.bandwidth_share(test.adapters, paths, tokens_per_second)?,
-            None => None,
-        };
         let adapted = test.adapters > 0;
         let backend = self.engine.backend();
         Ok(Line {
@@ -182,7 +182,7 @@ impl<'a> Bench<'a> {
             threads: self.common.thread_count(),
             tokens_per_second,
             spread,
-            bandwidth_share,
+            bandwidth_share: None,
             peak_bytes: peak_bytes(),
         })
     }
@@ -222,7 +222,8 @@ impl<'a> Bench<'a> {
 
     /// DRAM bytes that decoding moves in a second, as a share of what the memory gives for a buffer as big as what
     /// one step moves.
-    fn bandwidth_share(&mut self, adapters: u32, paths: u32, rate: f64) -> Result<Option<f64>> {
+    fn bandwidth_share(&mut self, test: &Test, rate: f64) -> Result<Option<f64>> {
+        let (adapters, Some(paths)) = (test.adapters, test.paths) else { return Ok(None) };
         if self.engine.backend().kind() != "cpu" {
             return Ok(None);
         }

@@ -14,6 +14,9 @@ use crate::report::Report;
 use crate::session::{Session, Source};
 use crate::tasks::{self, Problem};
 
+/// Paths that decode together; more wait for one to end.
+const MAX_SEQUENCES: usize = 64;
+
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -85,7 +88,7 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let source = Source::find(common)?;
     let (prompt, example) = prompt(args, &source)?;
     let options = EngineOptions {
-        sequences: args.paths as usize,
+        sequences: (args.paths as usize).min(MAX_SEQUENCES),
         context: prompt.expected_tokens().saturating_add(args.max_new_tokens),
         timing: true,
         ..common.engine_options()
