@@ -203,7 +203,8 @@ impl GpuBackend {
     fn import(&self, prepared: &Prepared, doors: &Doors) {
         for (id, values) in &doors.import {
             let width = prepared.plan.tensor(*id).width;
-            let mut padded = vec![0.0f32; values.len() / width.max(1) * stride(width)];
+            // What pads a row is undefined, and no kernel may depend on it.
+            let mut padded = vec![f32::NAN; values.len() / width.max(1) * stride(width)];
             for (to, from) in padded.chunks_exact_mut(stride(width)).zip(values.chunks_exact(width)) {
                 to[..width].copy_from_slice(from);
             }
