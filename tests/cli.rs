@@ -53,6 +53,17 @@ fn sprout() -> PathBuf {
     folder.join("sprout")
 }
 
+/// The backends that can be tested here. Without a GPU adapter it says so, or fails where one is required.
+fn backends() -> Vec<&'static str> {
+    let devices = json(&["devices", "--json"]);
+    if devices["gpus"].as_array().is_some_and(|gpus| !gpus.is_empty()) {
+        return vec!["cpu", "gpu"];
+    }
+    assert!(std::env::var("WATTLE_REQUIRE_GPU").as_deref() != Ok("1"), "no GPU adapter");
+    println!("skipped on the GPU: no adapter was found");
+    vec!["cpu"]
+}
+
 fn keys(value: &Value) -> Vec<&str> {
     let mut keys: Vec<_> = value.as_object().expect("an object").keys().map(String::as_str).collect();
     keys.sort_unstable();
@@ -154,27 +165,16 @@ fn greedy_tokens_are_those_of_transformers() {
         view.data().chunks_exact(8).map(|id| i64::from_le_bytes(id.try_into().expect("8 bytes"))).collect()
     };
     let prompt = ids("prompt_ids").iter().map(i64::to_string).collect::<Vec<_>>().join(",");
-    let args = [
-        "generate",
-        "--model",
-        &llama,
-        "--ids",
-        &prompt,
-        "--max-new-tokens",
-        "12",
-        "--json",
-        "--backend",
-        "cpu",
-    ];
-    assert_eq!(
-        json(&[&args[..], &["--ignore-eos"]].concat())["token_ids"],
-        serde_json::json!(ids("greedy_ids"))
-    );
-    let ended = json(&args);
-    assert_eq!(
-        (&ended["token_ids"], &ended["finish"]),
-        (&serde_json::json!(ids("eos_greedy_ids")), &Value::from("eos"))
-    );
+    for backend in backends() {
+        let args = ["generate", "--model", &llama, "--ids", &prompt, "--max-new-tokens", "12", "--json"];
+        let args = [&args[..], &["--backend", backend]].concat();
+        let long = json(&[&args[..], &["--ignore-eos"]].concat());
+        assert_eq!(long["token_ids"], serde_json::json!(ids("greedy_ids")), "{backend}");
+        assert_eq!(long["report"]["backend"], backend);
+        let ended = json(&args);
+        assert_eq!(ended["token_ids"], serde_json::json!(ids("eos_greedy_ids")), "{backend}");
+        assert_eq!(ended["finish"], "eos", "{backend}");
+    }
 }
 
 #[test]

@@ -82,6 +82,25 @@ pub(crate) struct Gpu {
 }
 
 /// All GPUs that were found; none in a build without the feature `gpu`.
+#[cfg(feature = "gpu")]
+pub(crate) fn gpus() -> Vec<Gpu> {
+    let gpu = |info: wattle_engine::backend::gpu::DeviceInfo| Gpu {
+        name: info.name,
+        driver: info.driver,
+        api: info.api,
+        software: info.software,
+        subgroups: info.subgroups,
+        f16: info.f16,
+        timestamps: info.timestamps,
+        max_binding: info.binding,
+        max_buffer: info.buffer,
+        max_workgroups: info.workgroups,
+    };
+    wattle_engine::backend::gpu::devices().into_iter().map(gpu).collect()
+}
+
+/// All GPUs that were found; none in a build without the feature `gpu`.
+#[cfg(not(feature = "gpu"))]
 pub(crate) fn gpus() -> Vec<Gpu> {
     Vec::new()
 }
