@@ -150,7 +150,7 @@ pub trait Backend: Send {
     /// Turns timing of ops on or off (off at first; a GPU needs timestamp queries, without them nothing is timed).
     fn set_timing(&mut self, on: bool);
 
-    /// What was timed since the last call.
+    /// What was timed since the last call: steps, and runs without taps.
     fn take_timings(&mut self) -> Vec<Timing>;
 
     /// What was done so far.

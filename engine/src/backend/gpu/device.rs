@@ -236,6 +236,12 @@ impl Mapped {
         Self { buffer, bytes, outcome }
     }
 
+    /// [`Self::start`] for the whole buffer.
+    pub fn all(buffer: wgpu::Buffer) -> Self {
+        let bytes = buffer.size();
+        Self::start(buffer, bytes)
+    }
+
     /// The bytes, and the buffer for further use; the submission must have been waited for.
     pub fn finish(self, gpu: &Gpu) -> Result<(Vec<u8>, wgpu::Buffer)> {
         let outcome = self.outcome.try_recv().map_err(|_| gpu.error("a read-back did not finish"))?;

@@ -60,10 +60,7 @@ impl GpuBackend {
         let stamps_staging = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
         let submission = self.gpu.queue.submit([encoder.finish()]);
         let results = Mapped::start(staging, bytes);
-        let stamps = stamps_staging.map(|staging| {
-            let bytes = staging.size();
-            Mapped::start(staging, bytes)
-        });
+        let stamps = stamps_staging.map(Mapped::all);
         self.counters.steps += 1;
         self.counters.submits += 1;
         self.counters.passes += 1;
@@ -82,12 +79,18 @@ impl GpuBackend {
         let (bytes, staging) = step.results.finish(&self.gpu)?;
         self.staging.push(staging);
         if let Some(stamps) = step.stamps {
-            let (bytes, _) = stamps.finish(&self.gpu)?;
-            let period = f64::from(self.gpu.queue.get_timestamp_period());
-            super::timing::add(&mut self.plans[step.plan.0], &bytes, period);
+            self.add_times(step.plan, 0, stamps)?;
         }
         self.counters.readback_bytes += bytes.len() as u64;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// Adds what timestamps say about the ops of a plan from `first` on.
+    fn add_times(&mut self, plan: PlanHandle, first: usize, stamps: Mapped) -> Result<()> {
+        let (bytes, _) = stamps.finish(&self.gpu)?;
+        let period = f64::from(self.gpu.queue.get_timestamp_period());
+        super::timing::add(&mut self.plans[plan.0], first, &bytes, period);
+        Ok(())
     }
 
     pub(super) fn run_range(
@@ -123,11 +126,19 @@ impl GpuBackend {
             }
             taps.push((id, tensor.width, bytes, staging));
         }
-        self.pass(&mut encoder, prepared, step, start..doors.range.end, None)?;
+        // Taps break the pass, and what breaks a pass is no part of the ops' times.
+        let timed = self.timing && taps.is_empty();
+        let stamps = if timed { Stamps::new(&self.gpu, doors.range.len()) } else { None };
+        self.pass(&mut encoder, prepared, step, start..doors.range.end, stamps.as_ref())?;
+        let stamps = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
         let submission = self.gpu.queue.submit([encoder.finish()]);
+        let stamps = stamps.map(Mapped::all);
         let taps: Vec<_> =
             taps.into_iter().map(|(id, width, bytes, s)| (id, width, Mapped::start(s, bytes))).collect();
         self.gpu.wait(Some(submission))?;
+        if let Some(stamps) = stamps {
+            self.add_times(handle, doors.range.start, stamps)?;
+        }
         let mut values = HashMap::new();
         for (id, width, mapped) in taps {
             let padded: Vec<f32> = bytemuck::pod_collect_to_vec(&mapped.finish(&self.gpu)?.0);

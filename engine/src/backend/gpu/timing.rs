@@ -40,11 +40,12 @@ impl Stamps {
     }
 }
 
-/// Adds the times between timestamps to the ops' timings. `period` is in nanoseconds.
-pub(super) fn add(prepared: &mut Prepared, bytes: &[u8], period: f64) {
+/// Adds the times between timestamps to the timings of the ops from `first` on. `period` is in nanoseconds.
+pub(super) fn add(prepared: &mut Prepared, first: usize, bytes: &[u8], period: f64) {
     let stamps: Vec<u64> = bytemuck::pod_collect_to_vec(bytes);
     let spans = stamps.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 * period * 1e-9);
-    for ((timing, dispatches), seconds) in prepared.timings.iter_mut().zip(&prepared.ops).zip(spans) {
+    let ops = prepared.timings.iter_mut().zip(&prepared.ops).skip(first);
+    for ((timing, dispatches), seconds) in ops.zip(spans) {
         timing.seconds += seconds;
         timing.launches += dispatches.len() as u64;
     }
