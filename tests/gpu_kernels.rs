@@ -1,6 +1,7 @@
 //! Every kernel's cases on the GPU backend: with all that the device has, without subgroups, and within tiny limits.
 //!
 //! Without an adapter the tests say so and pass; under `WATTLE_REQUIRE_GPU=1` they fail.
+#![allow(clippy::panic, reason = "tests fail by panicking")]
 #![cfg(feature = "gpu")]
 
 use wattle_engine::backend::gpu::{GpuBackend, GpuOptions};

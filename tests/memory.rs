@@ -1,5 +1,6 @@
 //! Peak anonymous memory on a model of 0.5 B parameters' shape: at most 1.1 × (weights as kept + KV + activations).
 //! Linux only: it reads /proc.
+#![allow(clippy::expect_used, reason = "tests fail by panicking")]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Every fixture, base and adapters, against transformers + PEFT: on both backends, plain and fused, with tiny limits.
+#![allow(clippy::expect_used, reason = "tests fail by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! naga accepts every kernel in every variant, with no more of the device than it may ask for.
+#![allow(clippy::panic, reason = "tests fail by panicking")]
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, proc::Layouter};
@@ -27,7 +28,9 @@ fn every_variant_is_valid_without_f16_and_subgroups_are_used_only_where_asked_fo
         asked.set(Capabilities::SUBGROUP, subgroups);
         let result = Validator::new(ValidationFlags::all(), asked).validate(&module);
         let text = kernel.wgsl(subgroups, weights);
-        result.unwrap_or_else(|e| panic!("{} {subgroups} {weights:?}: {}", kernel.name, e.emit_to_string(text)));
+        result.unwrap_or_else(|e| {
+            panic!("{} {subgroups} {weights:?}: {}", kernel.name, e.emit_to_string(text))
+        });
     }
 }
 
@@ -64,7 +67,8 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
     for (kernel, _, _, module) in variants() {
         let mut layouter = Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
-        for (_, variable) in module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Uniform) {
+        for (_, variable) in module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Uniform)
+        {
             let binding = variable.binding.as_ref().unwrap().binding;
             let expected = if binding == 0 { size(kernel.name) } else { size_of::<params::Site>() };
             assert_eq!(layouter[variable.ty].size as usize, expected, "{} binding {binding}", kernel.name);
