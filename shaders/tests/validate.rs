@@ -8,21 +8,25 @@ use wattle_shaders::{KERNELS, Kernel, WeightType, params};
 /// WebGPU's default limit of storage buffers per stage.
 const STORAGE_BUFFERS: usize = 8;
 
-fn variants() -> impl Iterator<Item = (&'static Kernel, bool, WeightType, Module)> {
-    let all = |subgroups| WeightType::ALL.map(move |weights| (subgroups, weights));
-    KERNELS.iter().flat_map(move |kernel| {
-        [false, true].into_iter().flat_map(all).map(move |(subgroups, weights)| {
-            let text = kernel.wgsl(subgroups, weights);
-            let module = naga::front::wgsl::parse_str(text)
-                .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(text)));
-            (kernel, subgroups, weights, module)
-        })
-    })
+/// Every kernel with and without subgroups, with every weight type, parsed.
+fn variants() -> Result<Vec<(&'static Kernel, bool, WeightType, Module)>, String> {
+    let mut variants = Vec::new();
+    for kernel in KERNELS {
+        for subgroups in [false, true] {
+            for weights in WeightType::ALL {
+                let text = kernel.wgsl(subgroups, weights);
+                let module = naga::front::wgsl::parse_str(text)
+                    .map_err(|error| format!("{}: {}", kernel.name, error.emit_to_string(text)))?;
+                variants.push((kernel, subgroups, weights, module));
+            }
+        }
+    }
+    Ok(variants)
 }
 
 #[test]
 fn every_variant_is_valid_without_f16_and_subgroups_are_used_only_where_asked_for() {
-    for (kernel, subgroups, weights, module) in variants() {
+    for (kernel, subgroups, weights, module) in variants().unwrap() {
         // unpack2x16float is part of core WGSL; naga lists it because OpenGL's dialects lack it.
         let mut asked = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         asked.set(Capabilities::SUBGROUP, subgroups);
@@ -36,7 +40,7 @@ fn every_variant_is_valid_without_f16_and_subgroups_are_used_only_where_asked_fo
 
 #[test]
 fn no_kernel_needs_more_storage_buffers_than_every_device_has() {
-    for (kernel, _, _, module) in variants() {
+    for (kernel, _, _, module) in variants().unwrap() {
         let storage = |space| matches!(space, AddressSpace::Storage { .. });
         let count = module.global_variables.iter().filter(|(_, v)| storage(v.space)).count();
         assert!(count <= STORAGE_BUFFERS, "{}: {count}", kernel.name);
@@ -64,7 +68,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "gate_up" => size_of::<params::GateUp>(),
         other => panic!("{other} has no parameters here"),
     };
-    for (kernel, _, _, module) in variants() {
+    for (kernel, _, _, module) in variants().unwrap() {
         let mut layouter = Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         for (_, variable) in module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Uniform)

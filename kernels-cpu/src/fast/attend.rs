@@ -65,7 +65,9 @@ impl Work for Group<'_> {
         );
         for (scores, y) in scores.chunks_mut(positions).zip(self.y.chunks_mut(op.head_dim)) {
             let max = maximum(scores);
-            scores.iter_mut().for_each(|score| *score = exp(simd, *score - max));
+            for score in scores.iter_mut() {
+                *score = exp(simd, *score - max);
+            }
             let total = sum(simd, scores, |weight| weight);
             weighted_sum(simd, scores, &self.v[start..], stride, y);
             y.iter_mut().for_each(|y| *y /= total);
@@ -76,30 +78,49 @@ impl Work for Group<'_> {
 /// y = the rows of v (`stride` apart), each times its weight, added in order.
 #[inline(always)]
 fn weighted_sum<S: Simd>(simd: S, weights: &[f32], v: &[f32], stride: usize, y: &mut [f32]) {
-    /// Vectors of y at a time.
-    const WIDTH: usize = 4;
     let mut done = 0;
     while done < y.len() {
-        let len = (y.len() - done).min(WIDTH * LANES);
-        let mut sums = [simd.zero(); WIDTH];
-        for (position, &weight) in weights.iter().enumerate() {
-            let weight = simd.splat(weight);
-            let (chunks, rest) = v[position * stride + done..][..len].as_chunks::<LANES>();
-            for (sum, chunk) in sums.iter_mut().zip(chunks) {
-                *sum = simd.fma(weight, simd.load(chunk), *sum);
-            }
-            if !rest.is_empty() {
-                let mut lanes = [0.0; LANES];
-                lanes[..rest.len()].copy_from_slice(rest);
-                let sum = &mut sums[chunks.len()];
-                *sum = simd.fma(weight, simd.load(&lanes), *sum);
-            }
-        }
-        for (sum, y) in sums.into_iter().zip(y[done..done + len].chunks_mut(LANES)) {
-            let mut lanes = [0.0; LANES];
-            simd.store(sum, &mut lanes);
-            y.copy_from_slice(&lanes[..y.len()]);
-        }
-        done += len;
+        let (v, y) = (&v[done..], &mut y[done..]);
+        done += match y.len() / LANES {
+            0 => rest(simd, weights, v, stride, y),
+            1 => vectors::<S, 1>(simd, weights, v, stride, y),
+            2 | 3 => vectors::<S, 2>(simd, weights, v, stride, y),
+            _ => vectors::<S, 4>(simd, weights, v, stride, y),
+        };
     }
+}
+
+/// The first N vectors of y; returns how many elements that is.
+#[inline(always)]
+fn vectors<S: Simd, const N: usize>(
+    simd: S,
+    weights: &[f32],
+    v: &[f32],
+    stride: usize,
+    y: &mut [f32],
+) -> usize {
+    let mut sums = [simd.zero(); N];
+    for (position, &weight) in weights.iter().enumerate() {
+        let weight = simd.splat(weight);
+        let (chunks, _) = v[position * stride..][..N * LANES].as_chunks::<LANES>();
+        for (sum, chunk) in sums.iter_mut().zip(chunks) {
+            *sum = simd.fma(weight, simd.load(chunk), *sum);
+        }
+    }
+    for (sum, y) in sums.into_iter().zip(y.as_chunks_mut().0) {
+        simd.store(sum, y);
+    }
+    N * LANES
+}
+
+/// Fewer elements than a vector has.
+#[inline(always)]
+fn rest<S: Simd>(simd: S, weights: &[f32], v: &[f32], stride: usize, y: &mut [f32]) -> usize {
+    y.fill(0.0);
+    for (position, weight) in weights.iter().enumerate() {
+        for (y, v) in y.iter_mut().zip(&v[position * stride..]) {
+            *y = simd.mul_add(*weight, *v, *y);
+        }
+    }
+    y.len()
 }

@@ -28,7 +28,9 @@ pub(super) fn add_up<S: Simd>(
         for output in start.max(target.start)..end.min(target.start + target.rows) {
             let b = &pair.b[(output - target.start) * pair.rank..][..pair.rank];
             let sum = &mut y[output - start];
-            *sum = b.iter().zip(t).fold(*sum, |sum, (&b, &t)| simd.mul_add(b, t, sum));
+            for (b, t) in b.iter().zip(t) {
+                *sum = simd.mul_add(*b, *t, *sum);
+            }
         }
     }
 }

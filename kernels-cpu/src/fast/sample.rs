@@ -96,8 +96,12 @@ impl Draw<'_> {
 /// e^(logit − max) of the logits that are not below `threshold`, 0 for others; and their sum.
 #[inline(always)]
 fn masses<S: Simd>(simd: S, logits: &[f32], max: f32, threshold: f32) -> (Vec<f32>, f64) {
-    let mass = |&logit: &f32| if logit >= threshold { exp(simd, logit - max) } else { 0.0 };
-    let masses: Vec<f32> = logits.iter().map(mass).collect();
+    let mut masses = logits.to_vec();
+    // A plain loop over memory that is there: it is compiled for the instruction set, and vectorized.
+    for logit in &mut masses {
+        let mass = exp(simd, *logit - max);
+        *logit = if *logit >= threshold { mass } else { 0.0 };
+    }
     let total = masses.iter().map(|&mass| f64::from(mass)).sum();
     (masses, total)
 }

@@ -84,19 +84,30 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn load_f16(self, values: &[f16; LANES]) -> Self::Vector {
-        values.map(f16::to_f32)
+        let mut lanes = [0.0; LANES];
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = value.to_f32();
+        }
+        lanes
     }
     #[inline(always)]
     fn load_bf16(self, values: &[bf16; LANES]) -> Self::Vector {
-        values.map(bf16::to_f32)
+        let mut lanes = [0.0; LANES];
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = f32::from_bits(u32::from(value.to_bits()) << 16);
+        }
+        lanes
     }
     #[inline(always)]
     fn store(self, vector: Self::Vector, values: &mut [f32; LANES]) {
         *values = vector;
     }
     #[inline(always)]
-    fn fma(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
-        std::array::from_fn(|i| self.mul_add(a[i], b[i], c[i]))
+    fn fma(self, a: Self::Vector, b: Self::Vector, mut c: Self::Vector) -> Self::Vector {
+        for (c, (a, b)) in c.iter_mut().zip(a.iter().zip(&b)) {
+            *c = self.mul_add(*a, *b, *c);
+        }
+        c
     }
     #[inline(always)]
     fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {

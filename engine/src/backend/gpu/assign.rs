@@ -52,3 +52,38 @@ pub(super) fn assign(plan: &Plan, bytes: impl Fn(&Tensor) -> u64) -> Assignment 
     }
     assignment
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Extent, KvShape, Op, OpKind, TensorId};
+
+    /// t0 → add → t1 → add → t2 …: each op reads the two tensors before its own.
+    fn chain(ops: usize) -> Plan {
+        let tensor = |i: usize| Tensor { name: format!("t{i}"), extent: Extent::Rows, width: 1 + i % 3 };
+        let op = |i: usize| {
+            let inputs = vec![TensorId(i as u32), TensorId(i as u32 + 1)];
+            Op { name: format!("op{i}"), kind: OpKind::Add, inputs, output: Some(TensorId(i as u32 + 2)) }
+        };
+        let kv = KvShape { layers: 0, heads: 1, kv_heads: 1, head_dim: 1 };
+        let tensors = (0..ops + 2).map(tensor).collect();
+        Plan { ops: (0..ops).map(op).collect(), tensors, kv, rope: None, vocab: 1 }
+    }
+
+    #[test]
+    fn no_op_writes_what_it_reads_and_the_buffer_that_was_freed_last_is_reused_last() {
+        let plan = chain(12);
+        let Assignment { buffer, sizes } = assign(&plan, |tensor| tensor.width as u64);
+        for (index, tensor) in plan.tensors.iter().enumerate() {
+            assert!(sizes[buffer[index]] >= tensor.width as u64);
+        }
+        for op in &plan.ops {
+            let output = buffer[op.output.unwrap().0 as usize];
+            assert!(op.inputs.iter().all(|id| buffer[id.0 as usize] != output), "{}", op.name);
+        }
+        assert!(sizes.len() < plan.tensors.len(), "nothing was reused");
+        let same = assign(&plan, |_| 4).buffer;
+        // Three tensors live at a time, and the one that was just freed is not the next one's.
+        assert!(same.windows(4).all(|four| four[3] == four[0] || !four[..3].contains(&four[3])), "{same:?}");
+    }
+}

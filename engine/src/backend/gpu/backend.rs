@@ -11,7 +11,9 @@ use super::prepared::{Prepared, dispatches, fitting, tensor_bytes};
 use super::{GpuBackend, Sequences};
 use crate::adapter::Factors;
 use crate::backend::validate::{self, StepLimits, below};
-use crate::backend::{Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check};
+use crate::backend::{
+    Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check,
+};
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, TensorId};
 

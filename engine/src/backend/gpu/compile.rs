@@ -152,7 +152,11 @@ impl Compiler<'_> {
     }
 
     /// One launch per buffer of the layer's cache.
-    fn per_cells(&self, layer: u32, launch: impl Fn(&Cells, params::Cache) -> Result<Launch>) -> Result<Vec<Launch>> {
+    fn per_cells(
+        &self,
+        layer: u32,
+        launch: impl Fn(&Cells, params::Cache) -> Result<Launch>,
+    ) -> Result<Vec<Launch>> {
         let missing = || Error::value(&self.op.name, format!("the cache has no layer {layer}"));
         let cells = self.sequences.layers.get(layer as usize).ok_or_else(missing)?;
         cells.iter().map(|cells| launch(cells, self.sequences.params(cells))).collect()

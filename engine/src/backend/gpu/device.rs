@@ -179,15 +179,21 @@ impl Gpu {
         let size = bytes.next_multiple_of(16).max(16);
         if size > self.info.binding.min(self.info.buffer) {
             let most = self.info.binding.min(self.info.buffer);
-            return Err(self.error(format!("{label} needs a buffer of {size} bytes, the device allows {most}")));
+            return Err(
+                self.error(format!("{label} needs a buffer of {size} bytes, the device allows {most}"))
+            );
         }
-        let usage =
-            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         Ok(self.buffer(label, size, usage))
     }
 
     pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
-        self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false })
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
     }
 
     /// A buffer that copies can fill and the host can map.

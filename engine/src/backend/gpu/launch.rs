@@ -79,7 +79,12 @@ pub(super) struct Launch {
 
 impl Launch {
     /// A launch over the rows of the step, of a kernel without weights or constants.
-    pub fn new<P: bytemuck::Pod>(compiler: &Compiler, params: P, bindings: Vec<Binding>, grid: Grid) -> Result<Self> {
+    pub fn new<P: bytemuck::Pod>(
+        compiler: &Compiler,
+        params: P,
+        bindings: Vec<Binding>,
+        grid: Grid,
+    ) -> Result<Self> {
         Ok(Self {
             kernel: compiler.kernel()?,
             weights: WeightType::F32,

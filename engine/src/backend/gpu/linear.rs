@@ -62,7 +62,8 @@ impl Compiler<'_> {
                 biased: u32::from(project.bias.is_some()),
                 residual: u32::from(project.residual),
             };
-            let operands = [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &bias), read(4, residual)];
+            let operands =
+                [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &bias), read(4, residual)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             let launch = Launch::new(self, params, bindings, Grid::Blocks(chunk.rows as u64))?;
@@ -94,7 +95,8 @@ impl Compiler<'_> {
                 function: function_code(Some(op.function)),
                 biased: u32::from(op.gate_bias.is_some() || op.up_bias.is_some()),
             };
-            let operands = [read(1, &gate.buffer), read(2, &up.buffer), read(3, self.input(0)), read(4, &bias)];
+            let operands =
+                [read(1, &gate.buffer), read(2, &up.buffer), read(3, self.input(0)), read(4, &bias)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             let launch = Launch::new(self, params, bindings, Grid::Blocks(gate.rows as u64))?;
@@ -121,11 +123,8 @@ impl Compiler<'_> {
     }
 
     pub fn lora_down(&mut self, site: &Arc<Site>) -> Result<Vec<Launch>> {
-        let params = params::LoraDown {
-            k4: k4(site.cols),
-            used: used(site.cols),
-            extent: extent_code(self.extent()),
-        };
+        let params =
+            params::LoraDown { k4: k4(site.cols), used: used(site.cols), extent: extent_code(self.extent()) };
         let pool = self.pools.of(self.gpu, site)?;
         self.per_a(&pool, |this, a| {
             let bindings = vec![read(1, a), read(2, this.input(0)), write(3, this.output()?)];
@@ -146,7 +145,11 @@ impl Compiler<'_> {
     }
 
     /// One launch per buffer of the A pool.
-    fn per_a(&self, pool: &Pool, launch: impl Fn(&Self, &wgpu::Buffer) -> Result<Launch>) -> Result<Vec<Launch>> {
+    fn per_a(
+        &self,
+        pool: &Pool,
+        launch: impl Fn(&Self, &wgpu::Buffer) -> Result<Launch>,
+    ) -> Result<Vec<Launch>> {
         let with_site = |chunk: &super::lora::Chunk| {
             let launch = launch(self, &chunk.buffer)?;
             Ok(Launch { extent: self.extent(), site: Some(pool.params(chunk)), ..launch })

@@ -67,7 +67,9 @@ impl Pools {
 impl Pool {
     fn new(gpu: &Gpu, site: Arc<Site>) -> Result<Self> {
         if site.targets.len() > MAX_PARTS {
-            return Err(gpu.error(format!("a LoRA site has {} projections, {MAX_PARTS} fit", site.targets.len())));
+            return Err(
+                gpu.error(format!("a LoRA site has {} projections, {MAX_PARTS} fit", site.targets.len()))
+            );
         }
         let row = site.cols.next_multiple_of(4);
         let a = chunks(gpu, "A pool", site.ranks_len(), site.a_len() / site.cols.max(1), row)?;
@@ -151,7 +153,8 @@ impl Pool {
 
 /// Buffers for `units` of `unit` elements each, every one behind a rank table.
 fn chunks(gpu: &Gpu, label: &str, head: usize, units: usize, unit: usize) -> Result<Vec<Chunk>> {
-    let room = (usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / 4).saturating_sub(head) / unit.max(1);
+    let room =
+        (usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / 4).saturating_sub(head) / unit.max(1);
     if room == 0 {
         let most = gpu.limits.binding;
         return Err(gpu.error(format!("{label}: {} bytes do not fit a binding of {most}", (head + unit) * 4)));

@@ -1,7 +1,7 @@
 //! The GPU backend: WGSL through wgpu. The only place that names wgpu.
 //!
-//! A plan is compiled to launches ([`compile`], [`linear`]), these to pipelines and bind groups ([`prepared`]); a step
-//! then only writes its rows, encodes dispatches into one pass and submits once ([`step`]).
+//! A plan is compiled to launches (`compile`, `linear`), these to pipelines and bind groups (`prepared`); a step
+//! then only writes its rows, encodes dispatches into one pass and submits once (`step`).
 
 mod assign;
 mod backend;

@@ -44,7 +44,8 @@ impl Pipelines {
         let Made { modules, layouts, pipelines } = &mut *made;
         let (name, weights) = (launch.kernel.name, launch.weights);
         let make = || {
-            let module = modules.entry((name, weights)).or_insert_with(|| module(gpu, launch.kernel, weights));
+            let module =
+                modules.entry((name, weights)).or_insert_with(|| module(gpu, launch.kernel, weights));
             let layout = layouts.entry(name).or_insert_with(|| self.layout(gpu, launch));
             let constants: Vec<_> = constant.iter().map(|&value| ("0", f64::from(value))).collect();
             gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {

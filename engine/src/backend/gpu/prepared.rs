@@ -56,10 +56,9 @@ pub(super) fn fitting(gpu: &Gpu, plan: &Plan, capacity: Capacity) -> Result<Capa
         *most = lines.min(*most);
         if lines == 0 {
             let (bytes, limit) = (stride(tensor.width) * 4, gpu.limits.binding);
-            return Err(gpu.error(format!(
-                "one row of {} takes {bytes} bytes, a binding holds {limit}",
-                tensor.name
-            )));
+            return Err(
+                gpu.error(format!("one row of {} takes {bytes} bytes, a binding holds {limit}", tensor.name))
+            );
         }
     }
     Ok(fitting)
@@ -75,7 +74,11 @@ pub(super) fn tensor_bytes(tensor: &Tensor, capacity: Capacity) -> u64 {
 }
 
 /// Makes the pipelines and bind groups of a plan's launches. Their parameters lie in one uniform buffer.
-pub(super) fn dispatches(gpu: &Gpu, launches: &[Vec<Launch>], capacity: Capacity) -> Result<Vec<Vec<Dispatch>>> {
+pub(super) fn dispatches(
+    gpu: &Gpu,
+    launches: &[Vec<Launch>],
+    capacity: Capacity,
+) -> Result<Vec<Vec<Dispatch>>> {
     let align = gpu.device.limits().min_uniform_buffer_offset_alignment as usize;
     let mut bytes: Vec<u8> = Vec::new();
     let mut place = |data: &[u8]| {
@@ -113,7 +116,12 @@ pub(super) fn dispatches(gpu: &Gpu, launches: &[Vec<Launch>], capacity: Capacity
             layout: &gpu.pipelines.bindings(gpu, launch),
             entries: &entries,
         });
-        Dispatch { pipelines: pipelines(gpu, launch, capacity), bindings, extent: launch.extent, grid: launch.grid }
+        Dispatch {
+            pipelines: pipelines(gpu, launch, capacity),
+            bindings,
+            extent: launch.extent,
+            grid: launch.grid,
+        }
     };
     let all = launches.iter().zip(places).map(|(op, places)| op.iter().zip(places).map(dispatch).collect());
     let all = all.collect();

@@ -94,11 +94,18 @@ impl Sequences {
     }
 
     /// The buffers of a head's cell of a sequence, and the bytes of `positions` in them.
-    fn cell(&self, layer: usize, head: usize, sequence: usize, positions: usize) -> Result<(&Cells, Range<u64>)> {
+    fn cell(
+        &self,
+        layer: usize,
+        head: usize,
+        sequence: usize,
+        positions: usize,
+    ) -> Result<(&Cells, Range<u64>)> {
         let index = head * self.capacity.sequences + sequence;
         let cells = self.layers.get(layer).into_iter().flatten();
         let cells = cells.into_iter().find(|cells| (cells.first..cells.first + cells.count).contains(&index));
-        let cells = cells.ok_or_else(|| Error::value("layer", format!("{layer}: the cache has {}", self.layers.len())))?;
+        let cells = cells
+            .ok_or_else(|| Error::value("layer", format!("{layer}: the cache has {}", self.layers.len())))?;
         let start = (index - cells.first) * self.capacity.context * self.stride() * 4;
         Ok((cells, start as u64..(start + positions * self.stride() * 4) as u64))
     }
@@ -129,7 +136,13 @@ impl Sequences {
     }
 
     /// K and V of a layer and sequence, each \[positions, kv_heads × head_dim\].
-    pub fn export(&self, gpu: &Gpu, layer: usize, sequence: usize, positions: usize) -> Result<[Vec<f32>; 2]> {
+    pub fn export(
+        &self,
+        gpu: &Gpu,
+        layer: usize,
+        sequence: usize,
+        positions: usize,
+    ) -> Result<[Vec<f32>; 2]> {
         let heads = (0..self.shape.kv_heads).map(|head| self.cell(layer, head, sequence, positions));
         let cells = heads.collect::<Result<Vec<_>>>()?;
         let range = |buffer, bytes: &Range<u64>| (buffer, bytes.start, bytes.end - bytes.start);

@@ -53,8 +53,7 @@ impl GpuBackend {
         let launches = self.pass(&mut encoder, self.prepared(handle)?, step, range, stamps.as_ref())?;
         let bytes = (step.samples.len() * SAMPLED) as u64;
         let staging = self.staging.pop();
-        let staging =
-            staging.unwrap_or_else(|| self.gpu.staging((self.capacity.samples * SAMPLED) as u64));
+        let staging = staging.unwrap_or_else(|| self.gpu.staging((self.capacity.samples * SAMPLED) as u64));
         if bytes > 0 {
             encoder.copy_buffer_to_buffer(&self.results, 0, &staging, 0, bytes);
         }
@@ -77,8 +76,7 @@ impl GpuBackend {
 
     pub(super) fn collect_step(&mut self, ticket: &Ticket) -> Result<Vec<Sampled>> {
         let at = self.in_flight.iter().position(|step| step.ticket == ticket.0);
-        let unknown =
-            || Error::value("ticket", format!("{} was never given out or is collected", ticket.0));
+        let unknown = || Error::value("ticket", format!("{} was never given out or is collected", ticket.0));
         let step = at.and_then(|at| self.in_flight.remove(at)).ok_or_else(unknown)?;
         self.gpu.wait(Some(step.submission))?;
         let (bytes, staging) = step.results.finish(&self.gpu)?;
@@ -111,7 +109,9 @@ impl GpuBackend {
         let mut start = doors.range.start;
         let mut taps = Vec::new();
         for index in doors.range.clone() {
-            let Some(id) = prepared.plan.ops[index].output.filter(|id| doors.taps.contains(id)) else { continue };
+            let Some(id) = prepared.plan.ops[index].output.filter(|id| doors.taps.contains(id)) else {
+                continue;
+            };
             self.pass(&mut encoder, prepared, step, start..index + 1, None)?;
             start = index + 1;
             let tensor = prepared.plan.tensor(id);
@@ -125,7 +125,8 @@ impl GpuBackend {
         }
         self.pass(&mut encoder, prepared, step, start..doors.range.end, None)?;
         let submission = self.gpu.queue.submit([encoder.finish()]);
-        let taps: Vec<_> = taps.into_iter().map(|(id, width, bytes, s)| (id, width, Mapped::start(s, bytes))).collect();
+        let taps: Vec<_> =
+            taps.into_iter().map(|(id, width, bytes, s)| (id, width, Mapped::start(s, bytes))).collect();
         self.gpu.wait(Some(submission))?;
         let mut values = HashMap::new();
         for (id, width, mapped) in taps {
@@ -202,7 +203,8 @@ impl GpuBackend {
     fn import(&self, prepared: &Prepared, doors: &Doors) {
         for (id, values) in &doors.import {
             let width = prepared.plan.tensor(*id).width;
-            let mut padded = vec![0.0f32; values.len() / width.max(1) * stride(width)];
+            // What pads a row is undefined, and no kernel may depend on it.
+            let mut padded = vec![f32::NAN; values.len() / width.max(1) * stride(width)];
             for (to, from) in padded.chunks_exact_mut(stride(width)).zip(values.chunks_exact(width)) {
                 to[..width].copy_from_slice(from);
             }
@@ -240,11 +242,14 @@ impl GpuBackend {
             if guard.iter().any(|&byte| byte != GUARD_BYTE) {
                 let named = |prepared: &Prepared| {
                     let tensors = prepared.plan.tensors.iter().zip(&prepared.activations);
-                    let users = tensors.filter(|(_, used)| *used == buffer).map(|(tensor, _)| tensor.name.clone());
+                    let users =
+                        tensors.filter(|(_, used)| *used == buffer).map(|(tensor, _)| tensor.name.clone());
                     users.collect::<Vec<_>>()
                 };
                 let names = self.plans.iter().flat_map(named).collect::<Vec<_>>().join(", ");
-                return Err(self.gpu.error(format!("guard words overwritten behind buffer {index} ({names})")));
+                return Err(self
+                    .gpu
+                    .error(format!("guard words overwritten behind buffer {index} ({names})")));
             }
         }
         Ok(())
