@@ -1,4 +1,5 @@
 //! What several test binaries share: fixtures, engines, and what to do where there is no GPU.
+#![allow(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(dead_code, reason = "every test binary uses another part")]
 
 use std::path::PathBuf;
