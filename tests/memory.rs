@@ -8,8 +8,8 @@ mod common;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use wattle_engine::{BackendChoice, EngineOptions, Request};
@@ -100,7 +100,11 @@ fn peak_while<T>(work: impl FnOnce() -> T) -> (T, u64) {
     (result, peak.load(Ordering::Relaxed))
 }
 
+/// Memory is the process's: two measurements at once would count each other's.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 fn check(backend: BackendChoice) {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a temporary directory");
     let weights = write_model(dir.path()).expect("the disk has a gigabyte");
     let before = anonymous();

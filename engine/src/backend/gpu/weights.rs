@@ -107,6 +107,7 @@ fn upload(gpu: &Gpu, matrix: &Matrix) -> Result<Vec<Chunk>> {
         }
         part_first += part.rows;
     }
+    uploader.flush()?;
     gpu.check()?;
     Ok(chunks)
 }
@@ -147,11 +148,13 @@ impl Uploader<'_> {
     fn write(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         self.gpu.queue.write_buffer(buffer, offset, bytes);
         self.waiting += bytes.len() as u64;
-        if self.waiting > IN_FLIGHT {
-            self.waiting = 0;
-            let submission = self.gpu.queue.submit([]);
-            self.gpu.wait(Some(submission))?;
-        }
-        Ok(())
+        if self.waiting > IN_FLIGHT { self.flush() } else { Ok(()) }
+    }
+
+    /// Waits until all pieces are on the device: only then are their copies on the host freed.
+    fn flush(&mut self) -> Result<()> {
+        self.waiting = 0;
+        let submission = self.gpu.queue.submit([]);
+        self.gpu.wait(Some(submission))
     }
 }
