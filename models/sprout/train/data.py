@@ -1,6 +1,7 @@
 """Seeded generators of sprout's two tasks, its training text and its tokenizer.
 
-Word problems are a start, 1-5 changes, sometimes a distractor, and a question. Labels are one-sentence company news.
+Word problems are a start, 1-5 changes on consecutive days, sometimes a distractor, and a question. Labels are
+one-sentence company news.
 
 What is held out, by a hash, so that it does not depend on any seed:
 - operands: one in eight tuples (start, change, change, ...) of each length. No training problem, direct or worked, has
@@ -16,6 +17,7 @@ import zlib
 TRAIN, TEST = "train", "test"
 MAX_TOTAL, MAX_B = 60, 12
 STEPS_MARK = " Show the steps."  # asks the base for a worked solution (base training has 1-2 steps only)
+LIST_MARK = " List the changes."  # asks the base for the changes alone, however many
 
 
 def bucket(key, n=8):
@@ -29,6 +31,7 @@ def apply(a, op, b):
 # ---------------------------------------------------------------- word problems
 
 NAMES = {"She": "Ann Mia Eva Zoe Lily Rosa Nora Ivy".split(), "He": "Tom Ben Leo Max Sam Paul Hugo Omar".split()}
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 THINGS = "apples books coins cards pens stamps shells balls cups eggs seeds plums".split()
 GAIN = "buys finds gets wins collects receives".split()
 LOSE = "loses sells drops breaks uses donates".split()
@@ -64,42 +67,62 @@ def operands(start, steps):
     return f"{start} " + " ".join(op + str(b) for op, b in steps)
 
 
+def mirrored(core):
+    """The core with its two names exchanged."""
+    return core.replace("{n}", "{?}").replace("{m}", "{n}").replace("{?}", "{m}")
+
+
 def frame(rng, op, split):
-    """A pattern of a change, of the split; and its name."""
+    """A pattern of a change, of the split; and its name.
+
+    A pattern of the test whose mirror image is in the training text is left out: `Tom takes 3 cups from Ann in the park`
+    seen as a gain only would teach the place, not the direction.
+    """
     while True:
         core, adverb = rng.choice(CORES[op]), rng.choice(ADVERBS)
-        name = f"{op}|{core}|{adverb}"
+        name, mirror = f"{op}|{core}|{adverb}", mirrored(core)
+        other = "-" if op == "+" else "+"
+        alone = mirror in CORES[other] and bucket(f"{other}|{mirror}|{adverb}") != 0
+        if bucket(name) == 0 and alone:
+            continue
         if (bucket(name) == 0) == (split == TEST):
             return f"{core} {adverb}".strip() + ".", name
 
 
 def problem(rng, n, split):
-    """A word problem of n steps: dict with text, start, changes, answer, frames."""
+    """A word problem of n steps: dict with text, start, changes, days, answer, frames."""
     start, steps = changes(rng, n, split)
+    first = rng.randint(0, len(DAYS) - n)
+    days = DAYS[first : first + n]
     pronoun = rng.choice(list(NAMES))
     name, other = rng.choice(NAMES[pronoun]), rng.choice(NAMES["He" if pronoun == "She" else "She"])
     thing, other_thing = rng.sample(THINGS, 2)
     words = dict(n=name, m=other, t=thing, u=other_thing)
     total, text, frames = start, [rng.choice(START).format(b=start, **words) + "."], []
-    for op, b in steps:
+    for day, (op, b) in zip(days, steps):
         total = apply(total, op, b)
         pattern, frame_name = frame(rng, op, split)
         frames.append(frame_name)
-        text.append(pattern.format(b=b, s=rng.choice([name, pronoun]), **words))
+        text.append(f"On {day} " + pattern.format(b=b, s=rng.choice([name, pronoun.lower()]), **words))
     if rng.random() < 0.25:
         x = rng.choice([x for x in range(2, 60) if x != start and x not in {b for _, b in steps}])
         text.insert(rng.randint(1, len(text)), rng.choice(DISTRACT).format(x=x, **words))
     text.append(rng.choice(ASK).format(**words))
-    return dict(text=" ".join(text), start=start, changes=steps, answer=str(total), frames=frames)
+    return dict(text=" ".join(text), start=start, changes=steps, days=days, answer=str(total), frames=frames)
 
 
-def worked(start, steps):
-    """`12 + 5 = 17; 17 - 3 = 14`"""
+def worked(start, steps, days):
+    """`Monday 12 + 5 = 17; Tuesday 17 - 3 = 14`"""
     out = []
-    for op, b in steps:
-        out.append(f"{start} {op} {b} = {apply(start, op, b)}")
+    for day, (op, b) in zip(days, steps):
+        out.append(f"{day} {start} {op} {b} = {apply(start, op, b)}")
         start = apply(start, op, b)
     return "; ".join(out)
+
+
+def listed(steps, days):
+    """`Monday + 5; Tuesday - 3`"""
+    return "; ".join(f"{day} {op} {b}" for day, (op, b) in zip(days, steps))
 
 
 def direct(answer):
@@ -107,7 +130,11 @@ def direct(answer):
 
 
 def in_steps(p):
-    return f" Answer in steps: {worked(p['start'], p['changes'])}. Answer: {p['answer']}"
+    return f" Answer in steps: {worked(p['start'], p['changes'], p['days'])}. Answer: {p['answer']}"
+
+
+def in_list(p):
+    return f" Changes: {listed(p['changes'], p['days'])}."
 
 
 def equations(rng, n=10):
@@ -116,7 +143,7 @@ def equations(rng, n=10):
         while True:
             a, op, b = rng.randint(1, MAX_TOTAL), rng.choice("+-"), rng.randint(2, MAX_B)
             if 1 <= apply(a, op, b) <= MAX_TOTAL:
-                return worked(a, [(op, b)])
+                return f"{a} {op} {b} = {apply(a, op, b)}"
 
     return "Sums: " + "; ".join(one() for _ in range(n)) + "."
 
@@ -191,14 +218,17 @@ def notes(rng, n=8):
     return "News: " + "; ".join(out) + "."
 
 
-# The base's text: from chunk, shares of sums, notes, news, worked solutions and direct answers.
-PHASES = [(0, [12, 0, 28, 34, 26]), (16, [6, 20, 24, 32, 18])]
+# What the base's text is made of, and the shares, from a chunk of the training on.
+KINDS = ["sums", "notes", "news", "lists", "worked", "direct"]
+PHASES = [(0, [8, 14, 12, 24, 20, 22]), (9, [20, 7, 8, 25, 22, 18]), (12, [16, 14, 10, 20, 20, 20]),
+          (18, [8, 12, 8, 16, 16, 40])]
 
 
-def base_example(rng, chunk=PHASES[-1][0]):
-    """One piece of the base's training text. Worked solutions appear with the marker only, of 1-2 steps."""
-    shares = [s for c, s in PHASES if c <= chunk][-1]
-    kind = rng.choices(["sums", "notes", "news", "worked", "direct"], shares)[0]
+def base_example(rng, chunk=0):
+    """One piece of the base's training text. Worked solutions appear with the marker only, of 1-2 steps; the changes
+    alone, without sums, are listed for problems of any length.
+    """
+    kind = rng.choices(KINDS, [shares for start, shares in PHASES if start <= chunk][-1])[0]
     if kind == "sums":
         return "", equations(rng)
     if kind == "notes":
@@ -206,6 +236,9 @@ def base_example(rng, chunk=PHASES[-1][0]):
     if kind == "news":
         item = news(rng, TRAIN, rng.choice(LABELS))
         return news_prompt(item), direct(item["answer"])
+    if kind == "lists":
+        p = problem(rng, rng.choices([1, 2, 3, 4, 5], [1, 2, 3, 3, 3])[0], TRAIN)
+        return p["text"] + LIST_MARK, in_list(p)
     if kind == "worked":
         p = problem(rng, rng.choice([1, 2, 2]), TRAIN)
         return p["text"] + STEPS_MARK, in_steps(p)
@@ -264,7 +297,7 @@ def build_tokenizer(samples=20000, seed=0):
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     words = set()
     for _ in range(samples):
-        prompt, response = base_example(rng, 0)
+        prompt, response = base_example(rng)
         words.update(w for w, _ in pre.pre_tokenize_str(prompt + response))
     words |= {w for w, _ in pre.pre_tokenize_str(f" in steps:{STEPS_MARK} {' '.join(map(str, range(100)))}")}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -147,7 +147,7 @@ class Muon(torch.optim.Optimizer):
                 m.mul_(g["momentum"]).add_(p.grad)
                 shapes.setdefault(tuple(p.shape), []).append((p, p.grad + g["momentum"] * m))
             for (rows, cols), items in shapes.items():
-                x = torch.stack([u for _, u in items]).bfloat16()
+                x = torch.stack([u for _, u in items])
                 if rows > cols:
                     x = x.mT
                 x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -10,16 +10,15 @@ import data
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 STEP = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")
 N = 20000
-CHUNKS = [chunk for chunk, _ in data.PHASES]
 
 
 def texts(name):
-    """N pieces of training text of every phase: (prompt, response)."""
+    """N pieces of training text of the base, and of the adapter: (prompt, response)."""
     rng = random.Random(f"sprout test_data {name}")
-    makes = [lambda chunk=c: data.base_example(rng, chunk) for c in CHUNKS] + [lambda: data.adapter_example(rng)]
-    for make in makes:
-        for _ in range(N):
-            yield make()
+    for make in (data.base_example, data.adapter_example):
+        for chunk, _ in data.PHASES:
+            for _ in range(N):
+                yield make(rng, chunk)
 
 
 def steps_of(response):
@@ -49,7 +48,7 @@ def test_training_text_holds_no_test_problem_and_no_test_sentence():
     prompts = {x["text"] for items in sets.values() for x in items}
     operands = {data.operands(x["start"], x["changes"]) for items in sets.values() for x in items if "changes" in x}
     for prompt, response in texts("held out"):
-        text = prompt.removesuffix(data.STEPS_MARK).removeprefix("News: ").removesuffix(" Sentiment?")
+        text = prompt.removesuffix(data.STEPS_MARK).removesuffix(data.LIST_MARK).removeprefix("News: ").removesuffix(" Sentiment?")
         assert text not in prompts
         if "in steps" in response:
             assert data.operands(*steps_of(response)) not in operands, prompt
@@ -57,12 +56,13 @@ def test_training_text_holds_no_test_problem_and_no_test_sentence():
 
 def test_base_sees_worked_solutions_of_two_steps_at_most():
     rng = random.Random("sprout test_data steps")
-    for chunk in CHUNKS:
-        for _ in range(N):
-            prompt, response = data.base_example(rng, chunk)
-            assert ("in steps" in response) == prompt.endswith(data.STEPS_MARK)
-            if prompt:
-                assert len(STEP.findall(response)) <= 2
+    for i in range(2 * N):
+        prompt, response = data.base_example(rng, data.PHASES[i % 2][0])
+        assert ("in steps" in response) == prompt.endswith(data.STEPS_MARK)
+        if prompt:
+            assert len(STEP.findall(response)) <= 2
+        if prompt.endswith(data.LIST_MARK):
+            assert "=" not in response
 
 
 def test_text_round_trips():

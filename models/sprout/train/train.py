@@ -100,11 +100,13 @@ def train(net, tok, make, optimizers, args, total, warm, decay_from, adapter, lo
         for o, s in zip(optimizers, state["optimizers"]):
             o.load_state_dict(s)
         seen, step = state["seen"], state["step"]
+        log[:] = [point for point in log if point["step"] <= step]
     source = batches(tok, make, f"sprout {'adapter' if adapter else 'base'} {args.seed}", args.batch, adapter)
     for _ in range(step):
         next(source)
     pad = tok.token_to_id(data.PAD)
     t0, seen0, losses = time.time(), seen, []
+    before = log[-1]["seconds"] if log else 0
     while seen < total:
         if save and step % args.check_every == 0:
             torch.save(dict(net=net.state_dict(), optimizers=[o.state_dict() for o in optimizers], seen=seen, step=step),
@@ -114,18 +116,17 @@ def train(net, tok, make, optimizers, args, total, warm, decay_from, adapter, lo
         for o, lrs in zip(optimizers, peak):
             for g, lr in zip(o.param_groups, lrs):
                 g["lr"] = lr * factor
-        with torch.autocast("cpu", torch.bfloat16):
-            if adapter:  # masked LoRA: keys and values of the prompt are the base's, the rest is the adapter's
-                n = int(resp[0].argmax())
-                with torch.no_grad():
-                    past = net.hidden(ids[:, :n])[1]
-                logits = net(ids[:, n:-1], torch.ones(()), past)
-                # The first response token is read off the prompt, so it is the base's and bears no loss.
-                target, weight = ids[:, n + 1 :], resp[:, n + 1 :]
-            else:  # a little on the prompt
-                logits = net(ids[:, :-1])
-                target, weight = ids[:, 1:], resp[:, 1:] + args.prompt_loss * ((1 - resp[:, 1:]) * (ids[:, 1:] != pad))
-        ce = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(weight)
+        if adapter:  # masked LoRA: keys and values of the prompt are the base's, the rest is the adapter's
+            n = int(resp[0].argmax())
+            with torch.no_grad():
+                past = net.hidden(ids[:, :n])[1]
+            logits = net(ids[:, n:-1], torch.ones(()), past)
+            # The first response token is read off the prompt, so it is the base's and bears no loss.
+            target, weight = ids[:, n + 1 :], resp[:, n + 1 :]
+        else:  # a little on the prompt
+            logits = net(ids[:, :-1])
+            target, weight = ids[:, 1:], resp[:, 1:] + args.prompt_loss * ((1 - resp[:, 1:]) * (ids[:, 1:] != pad))
+        ce = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(weight)
         loss = (ce * weight).sum() / weight.sum()
         for o in optimizers:
             o.zero_grad()
@@ -137,7 +138,7 @@ def train(net, tok, make, optimizers, args, total, warm, decay_from, adapter, lo
         seen += ids.numel()
         step += 1
         if step % args.log_every == 0 or seen >= total:
-            point = dict(step=step, tokens=seen, seconds=round(time.time() - t0),
+            point = dict(step=step, tokens=seen, seconds=round(before + time.time() - t0),
                          response_loss=round(sum(losses) / len(losses), 4))
             losses = []
             if step % args.check_every == 0 or seen >= total:
@@ -166,8 +167,7 @@ def quick(net, tok, adapter, n=60, seed=7):
                 items.append((p["text"] + data.STEPS_MARK * mark,
                               data.in_steps(p) if adapter or mark else data.direct(p["answer"])))
         ids, resp = collate(encode(tok, items), pad)
-        with torch.autocast("cpu", torch.bfloat16):
-            best = net(ids[:, :-1], resp[:, :-1, None] if adapter else None).argmax(-1)
+        best = net(ids[:, :-1], resp[:, :-1, None] if adapter else None).argmax(-1)
         wrong = (best != ids[:, 1:]) & (resp[:, 1:] > 0)
         out[f"acc_{k}"] = round(1 - wrong.any(1).float().mean().item(), 3)
     return out
@@ -205,8 +205,8 @@ def main():
     a.add_argument("--stage", choices=["all", "base", "adapter", "files"], default="all")
     a.add_argument("--out", type=Path, default=HERE.parent)
     a.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints between stages")
-    a.add_argument("--base-tokens", type=float, default=9e6)
-    a.add_argument("--adapter-tokens", type=float, default=6.2e6)
+    a.add_argument("--base-tokens", type=float, default=1.2e7)
+    a.add_argument("--adapter-tokens", type=float, default=5e6)
     a.add_argument("--batch", type=int, default=4096, help="tokens per step")
     a.add_argument("--muon-lr", type=float, default=0.02)
     a.add_argument("--adam-lr", type=float, default=4e-3)
@@ -223,12 +223,12 @@ def main():
     torch.set_num_threads(args.threads)
     tok = data.build_tokenizer()
     log_file = args.work / "log.json"
-    log = json.loads(log_file.read_text()) if log_file.exists() and args.stage != "all" else {}
+    log = json.loads(log_file.read_text()) if log_file.exists() and (args.stage != "all" or args.resume) else {}
     for stage, run in (("base", train_base), ("adapter", train_adapter)):
         if args.stage in ("all", stage):
-            t0, points = time.time(), []
+            points = log.get(stage, {}).get("curve", []) if args.resume else []
             run(tok, args, points)
-            log[stage] = dict(seconds=round(time.time() - t0), curve=points)
+            log[stage] = dict(seconds=points[-1]["seconds"], curve=points)
             log_file.write_text(json.dumps(log))
     if args.stage in ("all", "files"):
         from files import write_files
