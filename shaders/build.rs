@@ -1,5 +1,5 @@
-//! Composes the WGSL of every kernel, once for each combination of subgroups and weight type, and writes them as
-//! constants: `NAME: [&str; 6]`, index 3 × subgroups + type (f32, f16, bf16).
+//! Composes the WGSL of every kernel, once for each combination of subgroups and weight type that its text depends on,
+//! and writes them as constants: `NAME: [[&str; 5]; 2]`, indexed by subgroups and type.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -7,6 +7,9 @@ use std::path::Path;
 use std::{env, fs};
 
 use wesl::{ModulePath, Wesl};
+
+/// In the order of `WeightType`: the dense ones, then those in panels.
+const TYPES: [&str; 5] = ["f32", "f16", "bf16", "nibbles", "bytes"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=wgsl");
@@ -23,16 +26,26 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn constant(out: &mut String, path: &Path) -> Result<(), Box<dyn Error>> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or("a kernel's name is not UTF-8")?;
-    writeln!(out, "pub(crate) const {stem}: [&str; 6] = [")?;
     let module: ModulePath = format!("package::{stem}").parse()?;
+    let text = fs::read_to_string(path)?;
+    // A kernel's text is the same for the types that it does not tell apart.
+    let types = match (text.contains("shared::panels"), text.contains("shared::weights")) {
+        (true, _) => 5,
+        (false, true) => 3,
+        (false, false) => 1,
+    };
+    writeln!(out, "pub(crate) const {stem}: [[&str; 5]; 2] = [")?;
     for subgroups in [false, true] {
-        for weights in ["f32", "f16", "bf16"] {
+        let mut texts = Vec::new();
+        for weights in &TYPES[..types] {
             let mut compiler = Wesl::new("wgsl");
             compiler.set_features([("subgroups", subgroups)]);
-            compiler.set_features(["f32", "f16", "bf16"].map(|name| (name, name == weights)));
+            compiler.set_features(TYPES.map(|name| (name, name == *weights)));
             let wgsl = compiler.compile(&module).map_err(|error| format!("{}: {error}", path.display()))?;
-            writeln!(out, "    {:?},", wgsl.to_string())?;
+            texts.push(wgsl.to_string());
         }
+        let all = (0..TYPES.len()).map(|index| texts.get(index).or(texts.first()));
+        writeln!(out, "    {:?},", all.flatten().collect::<Vec<_>>())?;
     }
     writeln!(out, "];")?;
     Ok(())

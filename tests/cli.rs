@@ -109,8 +109,8 @@ fn an_error_names_what_is_wrong() {
         (&["generate", "--model", "nowhere", ids[0], ids[1]][..], "nowhere"),
         (&["generate", "--model", &llama, "--adapter", "nowhere", ids[0], ids[1]], "nowhere"),
         (&["generate", "--model", &llama, "--adapter", "nowhere:x", ids[0], ids[1]], "\"x\""),
-        (&["generate", "--model", &llama, "--quant", "q4_0", ids[0], ids[1]], "accepted now: none"),
-        (&["generate", "--model", &llama, "--precision", "fast", ids[0], ids[1]], "accepted now: exact"),
+        (&["generate", "--model", &llama, "--kv", "f16", ids[0], ids[1]], "accepted now: f32"),
+        (&["quantize", "--model", &llama, "--out", "nowhere"], "--quant"),
         (&["generate", "--model", &llama, "--kv", "q8", ids[0], ids[1]], "accepted now: f32"),
         (&["generate", "--model", &llama, "--lora-layers", "1,3", ids[0], ids[1]], "no layer 3"),
         (&["generate", "--model", &llama, "--ids", "173"], "173"),
@@ -362,4 +362,27 @@ fn a_reader_that_leaves_is_no_error() {
     let mut stderr = String::new();
     child.stderr.take().expect("piped").read_to_string(&mut stderr).expect("UTF-8");
     assert_eq!((child.wait().expect("it ends").code(), stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_quantized_copy_answers_as_the_model_quantized_at_load_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for quant in ["q8_0", "q4_1", "int4"] {
+        let copy = folder.path().join(quant);
+        let copy = copy.to_str().expect("UTF-8");
+        let llama = fixture("llama");
+        let printed = stdout(&["quantize", "--model", &llama, "--quant", quant, "--out", copy]);
+        assert!(printed.contains("model.safetensors"), "{printed}");
+        let again = message(&["quantize", "--model", &llama, "--quant", quant, "--out", copy], 1);
+        assert!(again.contains("already"), "{again}");
+        for backend in backends() {
+            let ids = |model: &str, more: &[&str]| {
+                let args = ["generate", "--json", "--greedy", "--ids", "1,2,3", "--max-new-tokens", "8"];
+                let args =
+                    [&args[..], &["--backend", backend, "--model", model, "--precision", "exact"], more];
+                json(&args.concat())["token_ids"].clone()
+            };
+            assert_eq!(ids(copy, &[]), ids(&llama, &["--quant", quant]), "{backend} {quant}");
+        }
+    }
 }

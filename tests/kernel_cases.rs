@@ -1,13 +1,19 @@
 //! Every kernel's cases on the CPU. The same cases run on any backend: a test needs only another `make`.
 
-use wattle_engine::Result;
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{Backend, Limits};
+use wattle_engine::{Precision, Result};
 use wattle_tests::{Case, kernels};
 
 fn fast(case: &Case) -> Result<Box<dyn Backend>> {
     let limits = Limits { guards: true, ..Limits::default() };
-    let options = CpuOptions { mode: Mode::Fast, threads: Some(2), limits, capacity: case.capacity };
+    let options = CpuOptions {
+        mode: Mode::Fast,
+        precision: Precision::Exact,
+        threads: Some(2),
+        limits,
+        capacity: case.capacity,
+    };
     Ok(Box::new(CpuBackend::new(options)?))
 }
 

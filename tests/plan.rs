@@ -12,7 +12,7 @@ use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
 use wattle_engine::model::Model;
 use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
-use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Row, Sample};
+use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Precision, Row, Sample};
 use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
 
 const FUSE: FuseOptions = FuseOptions { lora_epilogue: true };
@@ -266,6 +266,7 @@ fn costs_are_what_counting_views_of_the_twins_count() {
         let plain = plan::build(&model.spec, &model.weights, LoraCapacity { outside: false, ..LORA });
         let mut backend = CpuBackend::new(CpuOptions {
             mode: Mode::Plain,
+            precision: Precision::Exact,
             threads: Some(1),
             limits: Limits::default(),
             capacity: CAPACITY,

@@ -60,7 +60,10 @@ impl Engine {
     }
 
     /// An engine on a model that is in memory already, without a tokenizer.
-    pub fn from_model(model: Model, options: EngineOptions) -> Result<Self> {
+    pub fn from_model(mut model: Model, options: EngineOptions) -> Result<Self> {
+        if let Some(quant) = options.quant {
+            model = model.quantized(quant)?;
+        }
         let context = options.context.clamp(1, model.spec.context);
         let runtime = Runtime::new(&model, &options, Needs { context, lora: LoraCapacity::default() }, &[])?;
         let (adapters, next_adapter) = (BTreeMap::new(), 0);

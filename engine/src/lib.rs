@@ -15,7 +15,7 @@ pub mod tokenizer;
 
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use options::{BackendChoice, CpuKernels, EngineOptions, PlanKind};
+pub use options::{BackendChoice, CpuKernels, EngineOptions, PlanKind, Precision};
 pub use request::{
     ActiveFrom, AdapterId, Control, Event, Finish, Generation, Lora, Path, Report, Request, Sampling,
 };

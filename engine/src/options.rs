@@ -1,6 +1,9 @@
 //! How an engine is set up.
 
+pub use wattle_kernels_cpu::fast::Precision;
+
 use crate::backend::Limits;
+use crate::model::Quant;
 
 /// Which backend runs the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +46,10 @@ pub struct EngineOptions {
     pub plan: PlanKind,
     /// Which CPU kernels.
     pub cpu_kernels: CpuKernels,
+    /// What dense weights are quantized to when the engine is made; `None` leaves them as they are.
+    pub quant: Option<Quant>,
+    /// What activations are rounded to before they meet quantized weights.
+    pub precision: Precision,
     /// CPU threads; `None` takes one per core.
     pub threads: Option<usize>,
     /// Sequences that run at the same time; more wait.
@@ -66,6 +73,8 @@ impl Default for EngineOptions {
             backend: BackendChoice::Auto,
             plan: PlanKind::Fused,
             cpu_kernels: CpuKernels::Fast,
+            quant: None,
+            precision: Precision::Exact,
             threads: None,
             sequences: 4,
             context: 1024,

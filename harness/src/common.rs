@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use wattle_engine::{ActiveFrom, BackendChoice};
+use wattle_engine::{ActiveFrom, BackendChoice, model};
 
 use crate::error::{Error, Result};
 use crate::layers::Layers;
@@ -48,14 +48,12 @@ pub(crate) struct Common {
 impl Common {
     /// Refuses by name what the command line knows and this version cannot do.
     pub fn check(&self) -> Result<()> {
-        let refuse = |option: &str, value: &dyn fmt::Display, accepted: &str| {
-            Err(Error::value(option, format!("{value} is not in this version; accepted now: {accepted}")))
-        };
-        match (self.quant, self.precision, self.kv) {
-            (Quant::None, None | Some(Precision::Exact), None | Some(Kv::F32)) => Ok(()),
-            (Quant::None, None | Some(Precision::Exact), Some(kv)) => refuse("--kv", &Name(kv), "f32"),
-            (Quant::None, Some(precision), _) => refuse("--precision", &Name(precision), "exact"),
-            (quant, _, _) => refuse("--quant", &Name(quant), "none"),
+        match self.kv {
+            None | Some(Kv::F32) => Ok(()),
+            Some(kv) => {
+                let reason = format!("{} is not in this version; accepted now: f32", Name(kv));
+                Err(Error::value("--kv", reason))
+            }
         }
     }
 
@@ -63,8 +61,18 @@ impl Common {
     pub fn engine_options(&self) -> wattle_engine::EngineOptions {
         wattle_engine::EngineOptions {
             backend: self.backend.into(),
+            quant: self.quant.into(),
+            precision: self.precision(),
             threads: self.threads.map(usize::from),
             ..wattle_engine::EngineOptions::default()
+        }
+    }
+
+    /// What activations are rounded to.
+    fn precision(&self) -> wattle_engine::Precision {
+        match (self.precision, self.quant) {
+            (Some(Precision::Exact), _) | (None, Quant::None) => wattle_engine::Precision::Exact,
+            (Some(Precision::Fast), _) | (None, _) => wattle_engine::Precision::Fast,
         }
     }
 
@@ -115,6 +123,21 @@ pub(crate) enum Quant {
     Q4_0,
     #[value(name = "q4_1")]
     Q4_1,
+    Int8,
+    Int4,
+}
+
+impl From<Quant> for Option<model::Quant> {
+    fn from(quant: Quant) -> Self {
+        match quant {
+            Quant::None => None,
+            Quant::Q8_0 => Some(model::Quant::Q8_0),
+            Quant::Q4_0 => Some(model::Quant::Q4_0),
+            Quant::Q4_1 => Some(model::Quant::Q4_1),
+            Quant::Int8 => Some(model::Quant::Int8),
+            Quant::Int4 => Some(model::Quant::Int4),
+        }
+    }
 }
 
 /// `--precision`.

@@ -32,12 +32,16 @@ pub struct Counts {
 
 /// Collects what its views count.
 #[derive(Debug, Default)]
-pub struct Tally(Cell<Counts>);
+pub struct Tally(
+    /// In bits.
+    Cell<Counts>,
+);
 
 impl Tally {
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
-        self.0.get()
+        let bits = self.0.get();
+        Counts { distinct: bits.distinct.map(|bits| bits.div_ceil(8)), accesses: bits.accesses.div_ceil(8) }
     }
 }
 
@@ -50,16 +54,36 @@ pub struct View<'a, T> {
 struct Count<'a> {
     tally: &'a Tally,
     class: Class,
-    /// Bytes of one element.
-    size: u64,
+    size: Size,
     /// One bit per element: was it touched?
     touched: RefCell<Vec<u64>>,
 }
 
+/// What an element takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Its own bits.
+    pub bits: usize,
+    /// Columns of a row, columns that share a scale, and the scale's bits: they count with the group's first element.
+    pub scale: Option<(usize, usize, usize)>,
+}
+
+impl Size {
+    /// Elements of this many bytes.
+    pub fn bytes(bytes: usize) -> Self {
+        Self { bits: 8 * bytes, scale: None }
+    }
+
+    fn of(&self, index: usize) -> u64 {
+        let scale = self.scale.filter(|(cols, group, _)| (index % cols).is_multiple_of(*group));
+        (self.bits + scale.map_or(0, |(_, _, bits)| bits)) as u64
+    }
+}
+
 impl<'a, T> View<'a, T> {
-    /// A view of `data`, whose elements take `size` bytes.
-    pub fn new(data: T, class: Class, size: usize, tally: Option<&'a Tally>) -> Self {
-        let count = tally.map(|tally| Count { tally, class, size: size as u64, touched: RefCell::default() });
+    /// A view of `data`, whose elements take `size`.
+    pub fn new(data: T, class: Class, size: Size, tally: Option<&'a Tally>) -> Self {
+        let count = tally.map(|tally| Count { tally, class, size, touched: RefCell::default() });
         Self { data, count }
     }
 }
@@ -72,10 +96,11 @@ impl Count<'_> {
         }
         let (word, bit) = (&mut touched[index / 64], 1 << (index % 64));
         let mut counts = self.tally.0.get();
-        counts.accesses += self.size;
+        let bits = self.size.of(index);
+        counts.accesses += bits;
         if *word & bit == 0 {
             *word |= bit;
-            counts.distinct[self.class as usize] += self.size;
+            counts.distinct[self.class as usize] += bits;
         }
         self.tally.0.set(counts);
     }
@@ -103,7 +128,7 @@ mod tests {
     fn distinct_bytes_count_once_and_accesses_always() {
         let tally = Tally::default();
         let values = [1.0_f32; 200];
-        let view = View::new(&values[..], Class::Lora, 2, Some(&tally));
+        let view = View::new(&values[..], Class::Lora, Size::bytes(2), Some(&tally));
         for index in [3, 3, 150] {
             view.get(index);
         }

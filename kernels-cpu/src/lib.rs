@@ -9,6 +9,8 @@ mod count;
 pub mod distribution;
 pub mod fast;
 mod lora;
+mod order;
+pub mod panels;
 pub mod philox;
 mod state;
 mod views;
@@ -30,8 +32,9 @@ pub mod rope_kv;
 pub mod sample;
 pub mod select;
 
-pub use count::{Class, Counts, Tally, View};
+pub use count::{Class, Counts, Size, Tally, View};
 pub use lora::{Lora, Pair, Target};
+pub use order::ColumnOrder;
 pub use state::State;
 pub use views::{Read, Stored, Weight, Write};
 

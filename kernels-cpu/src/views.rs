@@ -2,6 +2,9 @@
 
 use half::{bf16, f16};
 
+use crate::ColumnOrder;
+use crate::panels::Panels;
+
 /// Elements that a plain twin reads.
 pub trait Read {
     /// Element `index` as f32.
@@ -26,7 +29,7 @@ impl Write for &mut [f32] {
     }
 }
 
-/// A slice of elements as they are stored.
+/// A slice of elements, or a quantized matrix, as it is stored.
 #[derive(Clone, Copy, Debug)]
 pub enum Stored<'a> {
     /// IEEE binary32.
@@ -35,6 +38,8 @@ pub enum Stored<'a> {
     F16(&'a [f16]),
     /// bfloat16.
     Bf16(&'a [bf16]),
+    /// Quantized.
+    Panels(Panels<'a>),
 }
 
 impl Read for Stored<'_> {
@@ -43,6 +48,7 @@ impl Read for Stored<'_> {
             Self::F32(values) => values[index],
             Self::F16(values) => values[index].to_f32(),
             Self::Bf16(values) => values[index].to_f32(),
+            Self::Panels(panels) => panels.element(index / panels.cols, index % panels.cols),
         }
     }
 }
@@ -54,6 +60,8 @@ pub struct Weight<'a> {
     pub cols: usize,
     /// The slices, each with the index of its first row; at least one, each of whole rows.
     pub parts: Vec<(usize, Stored<'a>)>,
+    /// Which input each stored column multiplies, where that is another one; only quantized parts have an order.
+    pub order: Option<&'a ColumnOrder>,
 }
 
 impl<'a> Weight<'a> {
@@ -66,8 +74,10 @@ impl<'a> Weight<'a> {
 }
 
 impl Read for Weight<'_> {
+    /// The element of a row and an input.
     fn get(&self, index: usize) -> f32 {
         let (stored, row) = self.locate(index / self.cols);
-        stored.get(row * self.cols + index % self.cols)
+        let input = index % self.cols;
+        stored.get(row * self.cols + self.order.map_or(input, |order| order.column(input)))
     }
 }

@@ -9,11 +9,15 @@ pub enum WeightType {
     F16,
     /// bfloat16, two per word.
     Bf16,
+    /// Panels of 4-bit codes.
+    Nibbles,
+    /// Panels of 8-bit codes.
+    Bytes,
 }
 
 impl WeightType {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Nibbles, Self::Bytes];
 }
 
 /// A kernel: one entry point `main`, group 0 the step, group 1 what the kernel's file declares.
@@ -21,7 +25,7 @@ impl WeightType {
 pub struct Kernel {
     /// As [`crate::for_each_kernel!`] lists it.
     pub name: &'static str,
-    sources: &'static [&'static str; 6],
+    sources: &'static [[&'static str; 5]; 2],
 }
 
 impl Kernel {
@@ -32,7 +36,7 @@ impl Kernel {
 
     /// The kernel's WGSL, for devices with or without subgroup operations, and for weights of this type.
     pub fn wgsl(&self, subgroups: bool, weights: WeightType) -> &'static str {
-        self.sources[3 * usize::from(subgroups) + weights as usize]
+        self.sources[usize::from(subgroups)][weights as usize]
     }
 }
 

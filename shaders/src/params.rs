@@ -14,8 +14,13 @@ macro_rules! params {
 }
 
 params! {
+    /// `shared/panels.wgsl`; zeros for dense weights.
+    Panels {
+        blocks: u32, group_k4: u32, groups: u32, scales: u32, offsets: u32, scale_type: u32, offset_type: u32,
+        _pad: u32,
+    }
     /// `embed.wgsl`.
-    Embed { k4: u32, first: u32, rows: u32, state_stride: u32 }
+    Embed { panels: Panels, k4: u32, first: u32, rows: u32, state_stride: u32 }
     /// `add_position.wgsl`.
     AddPosition { k4: u32, first: u32, rows: u32, offset: u32 }
     /// `norm.wgsl`.
@@ -24,12 +29,12 @@ params! {
     }
     /// `project.wgsl`.
     Project {
-        k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, function: u32, biased: u32,
+        panels: Panels, k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, function: u32, biased: u32,
         residual: u32,
     }
     /// `gate_up.wgsl`.
     GateUp {
-        k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,
+        panels: Panels, k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,
         biased: u32,
     }
     /// `lora_down.wgsl`.

@@ -6,9 +6,11 @@ import package::shared::functions::activate;
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::lora::add_lora;
 import package::shared::step::{count, row_index, step_row};
+import package::shared::panels::{Panels, codes_at, decode, offsets_at, scales_at};
 import package::shared::weights::{Packed, unpack};
 
 struct Params {
+    panels: Panels, // of quantized G and U
     k4: u32,       // vec4s of a row of G, U and x
     used: u32,     // elements used of the last of them
     rows: u32,     // outputs of this part of G and U
@@ -21,11 +23,38 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> gate: array<Packed>; // [rows, k4]
+@group(1) @binding(1) var<storage, read> gate: array<Packed>; // [rows, k4], or panels
 @group(1) @binding(2) var<storage, read> up: array<Packed>;   // [rows, k4]
 @group(1) @binding(3) var<storage, read> x: array<vec4f>;     // [n, k4]
 @group(1) @binding(4) var<storage, read> bias: array<f32>;    // [2, outputs]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>; // [n, stride]
+
+// Elements 4 i .. 4 i + 3 of four weight rows, as columns.
+@if(nibbles || bytes)
+fn gate_weights(block: u32, i: u32) -> mat4x4f {
+    let p = params.panels;
+    let scales = gate[scales_at(p, block, i)];
+    return decode(p, gate[codes_at(p, block, i)], scales, gate[offsets_at(p, block, i)], block, i);
+}
+
+@if(nibbles || bytes)
+fn up_weights(block: u32, i: u32) -> mat4x4f {
+    let p = params.panels;
+    let scales = up[scales_at(p, block, i)];
+    return decode(p, up[codes_at(p, block, i)], scales, up[offsets_at(p, block, i)], block, i);
+}
+
+@if(f32 || f16 || bf16)
+fn gate_weights(block: u32, i: u32) -> mat4x4f {
+    let at = places(block, i);
+    return transpose(mat4x4f(unpack(gate[at.x]), unpack(gate[at.y]), unpack(gate[at.z]), unpack(gate[at.w])));
+}
+
+@if(f32 || f16 || bf16)
+fn up_weights(block: u32, i: u32) -> mat4x4f {
+    let at = places(block, i);
+    return transpose(mat4x4f(unpack(up[at.x]), unpack(up[at.y]), unpack(up[at.z]), unpack(up[at.w])));
+}
 
 // Where the vec4s i of four weight rows lie.
 fn places(block: u32, i: u32) -> vec4u {
@@ -44,9 +73,8 @@ fn main(lane: Lane) {
     var gate_acc: Sums;
     var up_acc: Sums;
     for (var i = lane.index; i < params.k4; i += LANES) {
-        let at = places(block, i);
-        let g = transpose(mat4x4f(unpack(gate[at.x]), unpack(gate[at.y]), unpack(gate[at.z]), unpack(gate[at.w])));
-        let u = transpose(mat4x4f(unpack(up[at.x]), unpack(up[at.y]), unpack(up[at.z]), unpack(up[at.w])));
+        let g = gate_weights(block, i);
+        let u = up_weights(block, i);
         let used = select(4u, params.used, i + 1u == params.k4);
         for (var c = 0u; c < COLS; c++) {
             let v = masked(x[min(column + c, n - 1u) * params.k4 + i], used);

@@ -6,9 +6,11 @@ import package::shared::functions::activate;
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::lora::add_lora;
 import package::shared::step::{count, row_index, step_row};
+import package::shared::panels::{Panels, codes_at, decode, offsets_at, scales_at};
 import package::shared::weights::{Packed, unpack};
 
 struct Params {
+    panels: Panels, // of a quantized W
     k4: u32,       // vec4s of a row of W and of x
     used: u32,     // elements used of the last of them
     rows: u32,     // outputs of this part of W
@@ -21,13 +23,21 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> weight: array<Packed>; // [rows, k4]
+@group(1) @binding(1) var<storage, read> weight: array<Packed>; // [rows, k4], or panels
 @group(1) @binding(2) var<storage, read> x: array<vec4f>;       // [n, k4]
 @group(1) @binding(3) var<storage, read> bias: array<f32>;      // [outputs of W]
 @group(1) @binding(4) var<storage, read> r: array<f32>;         // [n, stride]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
 
-// Element i of four weight rows, as columns.
+// Elements 4 i .. 4 i + 3 of four weight rows, as columns.
+@if(nibbles || bytes)
+fn weights(block: u32, i: u32) -> mat4x4f {
+    let p = params.panels;
+    let scales = weight[scales_at(p, block, i)];
+    return decode(p, weight[codes_at(p, block, i)], scales, weight[offsets_at(p, block, i)], block, i);
+}
+
+@if(f32 || f16 || bf16)
 fn weights(block: u32, i: u32) -> mat4x4f {
     let rows = min(vec4u(block * 4u) + vec4u(0u, 1u, 2u, 3u), vec4u(params.rows - 1u)) * params.k4 + i;
     return transpose(mat4x4f(

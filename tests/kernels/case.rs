@@ -7,7 +7,7 @@ use wattle_engine::adapter::Factors;
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{Backend, Capacity, Doors, Limits, Step};
 use wattle_engine::plan::{Plan, TensorId};
-use wattle_engine::{Result, Sampled};
+use wattle_engine::{Precision, Result, Sampled};
 
 use crate::compare::{Checked, Failure, compare};
 
@@ -72,7 +72,13 @@ impl Case {
     /// The plain twins as a backend: what others are compared with.
     pub fn reference(&self) -> Result<Box<dyn Backend>> {
         let limits = Limits { guards: true, ..Limits::default() };
-        let options = CpuOptions { mode: Mode::Plain, threads: Some(1), limits, capacity: self.capacity };
+        let options = CpuOptions {
+            mode: Mode::Plain,
+            precision: Precision::Exact,
+            threads: Some(1),
+            limits,
+            capacity: self.capacity,
+        };
         Ok(Box::new(CpuBackend::new(options)?))
     }
 

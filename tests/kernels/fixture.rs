@@ -6,7 +6,9 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use wattle_engine::adapter::{Factors, Pair, Place, Target};
 use wattle_engine::backend::Step;
-use wattle_engine::model::{Bytes, Dtype, Matrix, Vector};
+use wattle_engine::model::{
+    Bits, Bytes, Dtype, Format, INT4, INT8, Matrix, Offset, PanelFormat, Q4_0, Q4_1, Q8_0, Vector,
+};
 use wattle_engine::plan::{
     Extent, KvShape, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
 };
@@ -42,9 +44,31 @@ impl Random {
     }
 
     /// A matrix whose products with inputs of size 1 are of size 1.
-    pub fn matrix(&mut self, rows: usize, cols: usize, dtype: Dtype) -> Arc<Matrix> {
+    pub fn matrix(&mut self, rows: usize, cols: usize, format: impl Into<Format>) -> Arc<Matrix> {
         let scale = 1.7 / (cols as f32).sqrt();
-        matrix(rows, cols, dtype, &self.numbers(rows * cols, scale))
+        match format.into() {
+            Format::Dense(dtype) => matrix(rows, cols, dtype, &self.numbers(rows * cols, scale)),
+            Format::Panels(format) => self.quantized(rows, cols, format, scale),
+        }
+    }
+
+    /// Any codes and zeros, also in what fills panels up; scales and minima that make elements of this size.
+    fn quantized(&mut self, rows: usize, cols: usize, format: PanelFormat, size: f32) -> Arc<Matrix> {
+        let lens = format.bytes(rows, cols).unwrap_or_else(|| unreachable!("{rows} × {cols} fits memory"));
+        let steps = match (format.bits, format.offset) {
+            (Bits::Eight, _) => 128.0,
+            (_, Offset::NormalFloat) => 1.0,
+            (Bits::Four, _) => 8.0,
+        };
+        let codes: Vec<u8> = (0..lens[0]).map(|_| self.next() as u8).collect();
+        let scales = self.numbers(lens[1] / format.scale.size(), size / steps);
+        let scales = stored(format.scale, &scales);
+        let offsets = match format.offset {
+            Offset::Minimum => stored(Dtype::F16, &self.numbers(lens[2] / 2, size)),
+            _ => Bytes::new((0..lens[2]).map(|_| self.below(16) as u8).collect::<Vec<_>>()),
+        };
+        let matrix = Matrix::panels("quantized", rows, cols, format, Bytes::new(codes), [scales, offsets]);
+        Arc::new(matrix.unwrap_or_else(|| unreachable!("its lengths are the format's")))
     }
 
     /// A bias or norm weight around 1, so that leaving it out shows.
@@ -56,27 +80,40 @@ impl Random {
 
 /// A matrix of these values, rounded to `dtype`.
 pub fn matrix(rows: usize, cols: usize, dtype: Dtype, values: &[f32]) -> Arc<Matrix> {
-    let words = |round: fn(f32) -> u16| Halves(values.iter().map(|&x| round(x)).collect());
-    let matrix = match dtype {
-        Dtype::F32 => Matrix::from_f32("matrix", rows, cols, values),
-        Dtype::F16 => {
-            Matrix::new("matrix", rows, cols, dtype, Bytes::new(words(|x| f16::from_f32(x).to_bits())))
-        }
-        Dtype::Bf16 => {
-            Matrix::new("matrix", rows, cols, dtype, Bytes::new(words(|x| bf16::from_f32(x).to_bits())))
-        }
-    };
+    let matrix = Matrix::new("matrix", rows, cols, dtype, stored(dtype, values));
     Arc::new(matrix.unwrap_or_else(|| unreachable!("{rows} × {cols} values were made for this matrix")))
 }
 
-/// 16-bit elements as an owner of bytes, little-endian as all supported machines are.
-struct Halves(Vec<u16>);
+/// These values, rounded to `dtype`.
+fn stored(dtype: Dtype, values: &[f32]) -> Bytes {
+    let words = |round: fn(f32) -> u16| Bytes::new(Elements(values.iter().map(|&x| round(x)).collect()));
+    match dtype {
+        Dtype::F32 => Bytes::new(Elements(values.to_vec())),
+        Dtype::F16 => words(|x| f16::from_f32(x).to_bits()),
+        Dtype::Bf16 => words(|x| bf16::from_f32(x).to_bits()),
+    }
+}
 
-impl AsRef<[u8]> for Halves {
+/// Elements as an owner of bytes, little-endian as all supported machines are.
+struct Elements<T>(Vec<T>);
+
+impl<T: bytemuck::Pod> AsRef<[u8]> for Elements<T> {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
 }
+
+/// Quantized formats that differ in all that kernels tell apart: wattle's own, and those of published checkpoints.
+pub const QUANTIZED: [PanelFormat; 8] = [
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    INT8,
+    INT4,
+    PanelFormat { offset: Offset::Zero, group: Some(64), ..Q4_0 },
+    PanelFormat { offset: Offset::Zero, group: Some(128), scale: Dtype::Bf16, ..Q4_0 },
+    PanelFormat { offset: Offset::NormalFloat, group: Some(64), scale: Dtype::F32, ..Q4_0 },
+];
 
 /// A plan that is being written down.
 pub struct Draft(pub Plan);

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use wattle_engine::backend::Step;
-use wattle_engine::model::{Activation, Dtype, Matrix};
+use wattle_engine::model::{Activation, Dtype, Format, Matrix};
 use wattle_engine::plan::{Extent, OpKind, Project, Site, TensorId};
 
 use crate::Case;
-use crate::fixture::{Draft, Random, VOCAB, lora_rows, rows, sampled_rows, site, slots, step, t_values};
+use crate::fixture::{
+    Draft, QUANTIZED, Random, VOCAB, lora_rows, rows, sampled_rows, site, slots, step, t_values,
+};
 
 /// Measured on the CPU's f32 kernels: 1.8e-7 at most (sums of up to 1031 terms); other orders of summation may differ
 /// by a few times that.
@@ -30,6 +32,21 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut cases: Vec<Case> =
         plain.map(|(inputs, outputs, n, dtype)| open(inputs, outputs, n, dtype)).into();
+    let shapes = [
+        (130, 17, 5),
+        (33, 48, 1),
+        (256, 65, 3),
+        (32, 15, 8),
+        (31, 33, 9),
+        (200, 16, 2),
+        (160, 100, 4),
+        (64, 1, 7),
+    ];
+    for (index, format) in QUANTIZED.into_iter().enumerate() {
+        let [first, second] = [shapes[index], shapes[(index + 3) % shapes.len()]];
+        cases.extend([first, second].map(|(inputs, outputs, n)| open(inputs, outputs, n, format)));
+        cases.push(stacked(1 + index, format));
+    }
     let functions = [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu];
     cases.extend(functions.iter().zip([1, 3, 4, 9]).map(|(&f, n)| with_all(n, Some(f), false)));
     cases.extend([1, 2, 5, 8, 9].map(|n| with_all(n, None, true)));
@@ -48,12 +65,13 @@ fn finish(name: String, plan: wattle_engine::plan::Plan, step: Step, inputs: Vec
 }
 
 /// Only W x.
-fn open(inputs: usize, outputs: usize, n: usize, dtype: Dtype) -> Case {
+fn open(inputs: usize, outputs: usize, n: usize, format: impl Into<Format>) -> Case {
+    let format = format.into();
     let random = &mut Random((inputs * outputs) as u64);
-    let kind = OpKind::Project(project(random.matrix(outputs, inputs, dtype)));
+    let kind = OpKind::Project(project(random.matrix(outputs, inputs, format)));
     let plan = Draft::new().map(kind, Extent::Rows, &[inputs], outputs);
     let x = random.numbers(n * inputs, 1.0);
-    finish(format!("{n} rows, {inputs} → {outputs}, {dtype:?}"), plan, step(rows(n, random), 0, 1), vec![x])
+    finish(format!("{n} rows, {inputs} → {outputs}, {format}"), plan, step(rows(n, random), 0, 1), vec![x])
 }
 
 /// Bias, LoRA, an activation or not, a residual or not.
@@ -80,10 +98,11 @@ fn with_all(n: usize, activation: Option<Activation>, residual: bool) -> Case {
 }
 
 /// q, k and v: a matrix of three parts, with three targets.
-fn stacked(n: usize, dtype: Dtype) -> Case {
+fn stacked(n: usize, format: impl Into<Format>) -> Case {
+    let format = format.into();
     let (inputs, outputs) = (70, [70, 20, 21]);
     let random = &mut Random(n as u64);
-    let parts = outputs.map(|outputs| random.matrix(outputs, inputs, dtype));
+    let parts = outputs.map(|outputs| random.matrix(outputs, inputs, format));
     let Some(weight) = Matrix::stack(&parts.each_ref().map(|part| &**part)) else {
         unreachable!("same columns")
     };
@@ -92,7 +111,7 @@ fn stacked(n: usize, dtype: Dtype) -> Case {
     let op = Project { bias, lora: Some(Arc::clone(&site)), ..project(Arc::new(weight)) };
     let width = outputs.iter().sum();
     let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &[inputs, site.t_width()], width);
-    lora_case(format!("{n} rows, stacked, {dtype:?}"), plan, &site, n, 1, vec![], random)
+    lora_case(format!("{n} rows, stacked, {format}"), plan, &site, n, 1, vec![], random)
 }
 
 /// Only for sampled rows, whose slots and masks are those of their rows.

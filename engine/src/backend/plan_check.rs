@@ -1,7 +1,9 @@
 //! Checks that a plan is consistent, so that backends can rely on its shapes.
 
+use wattle_kernels_cpu::ColumnOrder;
+
 use crate::error::{Error, Result};
-use crate::model::{Matrix, NormWeights, Vector};
+use crate::model::{Format, Matrix, NormWeights, Vector};
 use crate::plan::{Extent, Op, OpKind, Plan, Site, TensorId};
 
 /// Whether every op's inputs, output and parameters have the shapes that its kind asks for, and inputs are written
@@ -60,8 +62,8 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
     let lora =
         |site: &Option<_>| site.iter().map(|site: &std::sync::Arc<Site>| site.t_width()).collect::<Vec<_>>();
     let (inputs, output, fits) = match &op.kind {
-        OpKind::Embed { table } => (vec![], table.cols, matrix(table) && table.rows >= plan.vocab),
-        OpKind::AddPosition { table, .. } => (vec![table.cols], table.cols, matrix(table)),
+        OpKind::Embed { table } => (vec![], table.cols, self::table(table) && table.rows >= plan.vocab),
+        OpKind::AddPosition { table, .. } => (vec![table.cols], table.cols, self::table(table)),
         OpKind::Norm(norm) => {
             let fits = norm.groups > 0
                 && first.is_multiple_of(norm.groups)
@@ -93,7 +95,7 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
             let (rows, cols) = (g.gate.rows, g.gate.cols);
             let biases = vector(&g.gate_bias, rows) && vector(&g.up_bias, rows);
             let site = g.lora.as_ref().is_none_or(|s| s.cols == cols && site_fits(s, 2 * rows));
-            let same = (g.up.rows, g.up.cols) == (rows, cols);
+            let same = (g.up.rows, g.up.cols, &g.up.order) == (rows, cols, &g.gate.order);
             (
                 [vec![cols], lora(&g.lora)].concat(),
                 rows,
@@ -104,15 +106,18 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
     fits.then_some((inputs, Some(output)))
 }
 
+/// Whether a matrix can be read by rows.
+fn table(table: &Matrix) -> bool {
+    matrix(table) && table.order.is_none()
+}
+
 /// Whether the parts of a matrix hold its elements.
 fn matrix(matrix: &Matrix) -> bool {
-    let row_bytes = matrix.cols * matrix.dtype.size();
-    let whole = |part: &crate::model::Part| {
-        let bytes = part.data.as_ref();
-        bytes.len() == part.rows * row_bytes && bytes.as_ptr().align_offset(matrix.dtype.size()) == 0
-    };
+    let ordered =
+        |order: &ColumnOrder| order.columns() == matrix.cols && matches!(matrix.format, Format::Panels(_));
     matrix.cols > 0
-        && matrix.parts.iter().all(whole)
+        && matrix.order.as_deref().is_none_or(ordered)
+        && matrix.parts.iter().all(|part| matrix.format.fits(part, matrix.cols))
         && matrix.parts.iter().map(|p| p.rows).sum::<usize>() == matrix.rows
 }
 

@@ -26,7 +26,8 @@ fn cpu(options: &EngineOptions, capacity: Capacity) -> Result<Box<dyn Backend>> 
         CpuKernels::Fast => Mode::Fast,
         CpuKernels::Plain => Mode::Plain,
     };
-    let options = CpuOptions { mode, threads: options.threads, limits: options.limits, capacity };
+    let EngineOptions { precision, threads, limits, .. } = *options;
+    let options = CpuOptions { mode, precision, threads, limits, capacity };
     Ok(Box::new(CpuBackend::new(options)?))
 }
 

@@ -68,23 +68,50 @@ impl Checkpoint {
         }
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Dtype, Bytes)> {
-        match self.file(name) {
-            Some(file) => file.tensor(name, shape),
-            None => {
-                Err(Error::field(&self.path, name, format!("missing; expected a tensor of shape {shape:?}")))
-            }
-        }
+    /// The type of the tensor `name` as its file says it, if there is one.
+    pub(super) fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.file(name)?.dtype(name)
+    }
+
+    /// The shape of the tensor `name`, if there is one.
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.file(name)?.shape(name)
+    }
+
+    /// See [`TensorFile::tensor`].
+    pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Dtype, Bytes)> {
+        self.listed(name, shape)?.tensor(name, shape)
+    }
+
+    /// See [`TensorFile::typed`].
+    pub(super) fn typed<T>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        types: &str,
+        accept: impl Fn(safetensors::Dtype) -> Option<T>,
+    ) -> Result<(T, Bytes)> {
+        self.listed(name, shape)?.typed(name, shape, types, accept)
+    }
+
+    /// The file that is said to have the tensor.
+    fn listed(&self, name: &str, shape: &[usize]) -> Result<&TensorFile> {
+        self.file(name)
+            .ok_or_else(|| self.error(name, format!("missing; expected a tensor of shape {shape:?}")))
+    }
+
+    /// An error about a tensor; it names the tensor's file.
+    pub(super) fn error(&self, name: &str, reason: impl ToString) -> Error {
+        Error::field(self.file(name).map_or(self.path.as_path(), TensorFile::path), name, reason)
     }
 }
 
 impl Source for Checkpoint {
     fn has(&self, name: &str) -> bool {
-        self.file(name).is_some_and(|file| file.shape(name).is_some())
+        self.shape(name).is_some()
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize, order: Order) -> Result<Matrix> {
-        let error = |reason| Error::field(&self.path, name, reason);
         let (dtype, data) = match order {
             Order::OutIn => self.tensor(name, &[rows, cols])?,
             Order::InOut => self.tensor(name, &[cols, rows])?,
@@ -94,7 +121,7 @@ impl Source for Checkpoint {
             Order::InOut => transposed(data.as_ref(), cols, rows, dtype),
         };
         data.and_then(|data| Matrix::new(name, rows, cols, dtype, data))
-            .ok_or_else(|| error(format!("no memory for a copy of [{rows}, {cols}]")))
+            .ok_or_else(|| self.error(name, format!("no memory for a copy of [{rows}, {cols}]")))
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {

@@ -42,6 +42,13 @@ impl Fields {
         Error::field(&self.path, format!("{}{name}", self.prefix), reason)
     }
 
+    /// The object as JSON text, with one field set.
+    pub(super) fn with(&self, name: &str, value: Value) -> Result<String> {
+        let mut map = self.map.clone();
+        map.insert(name.into(), value);
+        serde_json::to_string_pretty(&map).map_err(|error| self.error(name, error))
+    }
+
     /// The names of all fields.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.map.keys().map(String::as_str)

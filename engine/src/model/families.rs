@@ -40,7 +40,6 @@ pub(super) fn read(config: &Fields, generation: Option<&Fields>) -> Result<(Spec
     let Some(model_type) = config.text("model_type")? else {
         return Err(config.error("model_type", format!("missing; accepted: {expected}")));
     };
-    refuse_quantized(config)?;
     let (mut spec, layout) = match model_type.as_str() {
         "gpt2" => gpt2(config)?,
         "opt" => opt(config)?,
@@ -63,21 +62,9 @@ pub(super) fn read(config: &Fields, generation: Option<&Fields>) -> Result<(Spec
     Ok((spec, layout))
 }
 
-fn refuse_quantized(config: &Fields) -> Result<()> {
-    for name in ["quantization_config", "compression_config"] {
-        if let Some(quantization) = config.object(name)? {
-            let method = quantization.text("quant_method")?.unwrap_or_else(|| "an unnamed method".into());
-            let reason = format!("quantized by {method}; only f32, f16 and bf16 checkpoints are accepted");
-            return Err(config.error(name, reason));
-        }
-    }
-    Ok(())
-}
-
 /// The language model of a LLaVA checkpoint; its tied flag may stand in either config.
 fn llava(config: &Fields) -> Result<(Spec, Layout)> {
     let text = config.object("text_config")?.unwrap_or_else(|| config.empty("text_config"));
-    refuse_quantized(&text)?;
     let model_type = text.text("model_type")?.unwrap_or_else(|| "llama".into());
     let Some(rotary) = Rotary::of(&model_type) else {
         let reason = format!("{model_type:?} is not supported; accepted: llama, mistral, qwen2, qwen3, phi3");

@@ -3,6 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use wattle_kernels_cpu::ColumnOrder;
+
+use super::format::{Format, PanelFormat};
+
 /// Element type of stored weights and factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -65,11 +69,13 @@ impl fmt::Debug for Bytes {
 pub struct Part {
     /// How many rows.
     pub rows: usize,
-    /// Their elements, row-major: `rows × cols × dtype.size()` bytes, aligned to the element.
+    /// Dense: the elements, row-major. Panels: the codes. Aligned to the element.
     pub data: Bytes,
+    /// Panels: scales and offsets, aligned to theirs. Dense: nothing.
+    pub scales: Option<[Bytes; 2]>,
 }
 
-/// A stored matrix \[rows, cols\], row-major: `rows` outputs of `cols` inputs each.
+/// A stored matrix \[rows, cols\]: `rows` outputs of `cols` inputs each.
 ///
 /// It is a list of parts so that fused projections need no copy: a fused matrix lists its parts' rows in order.
 #[derive(Clone, Debug)]
@@ -80,10 +86,13 @@ pub struct Matrix {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// Element type of all parts.
-    pub dtype: Dtype,
+    /// How all parts are stored.
+    pub format: Format,
     /// The rows, in order; at least one part.
     pub parts: Vec<Part>,
+    /// Which input each stored column multiplies, where that is not the one of the same index; never of a dense
+    /// matrix.
+    pub order: Option<Arc<ColumnOrder>>,
 }
 
 impl Matrix {
@@ -95,9 +104,25 @@ impl Matrix {
             name: name.into(),
             rows,
             cols,
-            dtype,
-            parts: vec![Part { rows, data }],
+            format: Format::Dense(dtype),
+            parts: vec![Part { rows, data, scales: None }],
+            order: None,
         })
+    }
+
+    /// A quantized matrix; `None` unless codes, scales and offsets have the lengths and alignments of `format`.
+    pub fn panels(
+        name: impl Into<String>,
+        rows: usize,
+        cols: usize,
+        format: PanelFormat,
+        data: Bytes,
+        scales: [Bytes; 2],
+    ) -> Option<Self> {
+        let format = Format::Panels(format);
+        let part = Part { rows, data, scales: Some(scales) };
+        let name = name.into();
+        format.fits(&part, cols).then(|| Self { name, rows, cols, format, parts: vec![part], order: None })
     }
 
     /// A matrix of f32 values, for tests and benches.
@@ -105,18 +130,15 @@ impl Matrix {
         Self::new(name, rows, cols, Dtype::F32, Bytes::new(AlignedF32(values.to_vec())))
     }
 
-    /// Rows `start..start + rows` of a matrix of one part, sharing its bytes.
-    pub fn row_range(&self, start: usize, rows: usize) -> Option<Self> {
-        let [part] = self.parts.as_slice() else { return None };
-        let stride = self.cols * self.dtype.size();
-        let data = part.data.slice(start.checked_mul(stride)?, rows.checked_mul(stride)?)?;
-        Some(Self { rows, parts: vec![Part { rows, data }], ..self.clone() })
+    /// Whether one launch can multiply both with an input: columns, their order and formats agree.
+    pub fn alike(&self, other: &Self) -> bool {
+        (self.cols, self.format, &self.order) == (other.cols, other.format, &other.order)
     }
 
-    /// These matrices below each other; `None` when there is none, or columns or types differ.
+    /// These matrices below each other; `None` when there is none, or columns, their order or formats differ.
     pub fn stack(matrices: &[&Self]) -> Option<Self> {
         let first = *matrices.first()?;
-        if matrices.iter().any(|m| (m.cols, m.dtype) != (first.cols, first.dtype)) {
+        if !matrices.iter().all(|matrix| matrix.alike(first)) {
             return None;
         }
         let names: Vec<_> = matrices.iter().map(|m| m.name.as_str()).collect();
@@ -124,14 +146,15 @@ impl Matrix {
             name: names.join("+"),
             rows: matrices.iter().map(|m| m.rows).sum(),
             cols: first.cols,
-            dtype: first.dtype,
+            format: first.format,
             parts: matrices.iter().flat_map(|m| m.parts.iter().cloned()).collect(),
+            order: first.order.clone(),
         })
     }
 
-    /// Bytes of all elements.
+    /// Bytes of all elements, scales and offsets, without what fills panels up.
     pub fn bytes(&self) -> usize {
-        self.rows * self.cols * self.dtype.size()
+        (self.rows * self.format.row_bits(self.cols)).div_ceil(8)
     }
 }
 
@@ -145,7 +168,7 @@ pub struct Vector {
 }
 
 /// f32 values as an owner of [`Bytes`]: unlike a `Vec<u8>`, aligned for f32.
-struct AlignedF32(Vec<f32>);
+pub(super) struct AlignedF32(pub Vec<f32>);
 
 impl AsRef<[u8]> for AlignedF32 {
     fn as_ref(&self) -> &[u8] {

@@ -4,13 +4,19 @@ mod aligned;
 mod checkpoint;
 mod config;
 mod families;
+mod format;
 mod matrix;
+mod published;
+mod quantize;
 mod rope;
+mod rows;
 mod shapes;
 mod spec;
+mod stored;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod view;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -18,12 +24,16 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use checkpoint::Checkpoint;
 pub(crate) use config::{Fields, read_bounded};
+pub use format::{BLOCK, Bits, Format, INT4, INT8, Offset, PANEL, PanelFormat, Q4_0, Q4_1, Q8_0};
 pub use matrix::{Bytes, Dtype, Matrix, Part, Vector};
+use published::Published;
+pub use quantize::Quant;
 pub use shapes::shapes;
 pub use spec::{
     Activation, Family, LayerWeights, Linear, LongRope, NormKind, NormWeights, Positions, Rope, Spec, Weights,
 };
 pub(crate) use tensors::{TensorFile, to_f32};
+pub(crate) use view::weight;
 
 /// config.json and generation_config.json are read up to this length.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -42,9 +52,9 @@ pub struct Model {
 impl Model {
     /// Loads an unmodified Hugging Face directory: config.json, safetensors, and generation_config.json if there is one.
     ///
-    /// Weights are mapped, not read: they cost no anonymous memory, except those of GPT-2, which are transposed, and
-    /// tensors that the file misaligns. The files must not change while the model (or a clone of any of its
-    /// matrices) lives; one that is cut short then ends the process.
+    /// Weights are mapped, not read: they cost no anonymous memory, except those of GPT-2, which are transposed, those
+    /// that others have quantized, which are laid out anew, and tensors that the file misaligns. The files must not
+    /// change while the model (or a clone of any of its matrices) lives; one that is cut short then ends the process.
     ///
     /// # Errors
     /// [`Error::File`] and [`Error::Field`] name what is missing, damaged, contradictory or not supported. All sizes
@@ -62,7 +72,9 @@ impl Model {
         })?;
         let generation = fields(&dir.join("generation_config.json"))?;
         let (spec, layout) = families::read(&config, generation.as_ref())?;
-        let weights = weights::assemble(&spec, &layout, &mut Checkpoint::open(dir)?)?;
+        let quantized = published::read(&config)?;
+        let weights =
+            weights::assemble(&spec, &layout, &mut Published::new(Checkpoint::open(dir)?, quantized))?;
         Ok(Self { spec, weights, dir: dir.to_path_buf() })
     }
 

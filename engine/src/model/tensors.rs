@@ -65,17 +65,34 @@ impl TensorFile {
         self.tensors.get(name).map(|info| info.shape.as_slice())
     }
 
+    /// The type of the tensor `name` as the file says it, if there is one.
+    pub(crate) fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.tensors.get(name).map(|info| info.dtype)
+    }
+
     /// The type and the bytes (not necessarily aligned) of the tensor `name`, which must have `shape`.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Dtype, Bytes)> {
+        self.typed(name, shape, "F32, F16 or BF16", |dtype| match dtype {
+            safetensors::Dtype::F32 => Some(Dtype::F32),
+            safetensors::Dtype::F16 => Some(Dtype::F16),
+            safetensors::Dtype::BF16 => Some(Dtype::Bf16),
+            _ => None,
+        })
+    }
+
+    /// What `accept` makes of the type of the tensor `name`, which must be one of `types`, and its bytes (not
+    /// necessarily aligned); it must have `shape`.
+    pub(crate) fn typed<T>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        types: &str,
+        accept: impl Fn(safetensors::Dtype) -> Option<T>,
+    ) -> Result<(T, Bytes)> {
         let error = |reason: String| Error::field(&self.path, name, reason);
-        let expected = format!("expected shape {shape:?} in F32, F16 or BF16");
+        let expected = format!("expected shape {shape:?} in {types}");
         let info = self.tensors.get(name).ok_or_else(|| error(format!("missing; {expected}")))?;
-        let dtype = match info.dtype {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            other => return Err(error(format!("is {other:?}; {expected}"))),
-        };
+        let dtype = accept(info.dtype).ok_or_else(|| error(format!("is {:?}; {expected}", info.dtype)))?;
         if info.shape != shape {
             return Err(error(format!("has shape {:?}; {expected}", info.shape)));
         }

@@ -283,7 +283,7 @@ fn rows_of(fused: &Linear, start: usize, rows: usize) -> Result<Linear> {
 /// Whether two matrices hold the same bytes.
 fn same(a: &Matrix, b: &Matrix) -> bool {
     let parts = a.parts.iter().zip(&b.parts);
-    a.dtype == b.dtype
+    a.format == b.format
         && a.parts.len() == b.parts.len()
         && parts.into_iter().all(|(a, b)| a.data.as_ref() == b.data.as_ref())
 }

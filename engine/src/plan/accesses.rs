@@ -10,8 +10,8 @@ impl Coster<'_> {
     pub(super) fn accesses(&self) -> u64 {
         let (n, kv, out) = (self.n(), &self.plan.kv, self.output_width());
         match &self.op.kind {
-            OpKind::Embed { table } => n * out * (element(table) + F32),
-            OpKind::AddPosition { table, .. } => n * out * (element(table) + 2 * F32),
+            OpKind::Embed { table } => self.lines(table) + n * out * F32,
+            OpKind::AddPosition { table, .. } => self.lines(table) + n * out * 2 * F32,
             OpKind::Norm(norm) => {
                 let vectors = vectors(&norm.weights);
                 n * out * (2 + vectors) * F32
@@ -19,7 +19,7 @@ impl Coster<'_> {
             OpKind::Project(project) => self.project_accesses(project),
             OpKind::GateUp(g) => {
                 let biases = u64::from(g.gate_bias.is_some()) + u64::from(g.up_bias.is_some());
-                let products = self.products(&g.gate) + self.products(&g.up);
+                let products = self.products(&[&*g.gate, &*g.up]);
                 products + n * out * (1 + biases) * F32 + self.lora_accesses(g.lora.as_deref())
             }
             OpKind::LoraDown { site } => {
@@ -42,15 +42,21 @@ impl Coster<'_> {
         }
     }
 
-    /// A weight and an input for each multiply-add.
-    fn products(&self, matrix: &Matrix) -> u64 {
-        self.n() * (matrix.rows * matrix.cols) as u64 * (element(matrix) + F32)
+    /// A row of a table for each line.
+    fn lines(&self, table: &Matrix) -> u64 {
+        (self.n() * table.format.row_bits(table.cols) as u64).div_ceil(8)
+    }
+
+    /// A weight and an input for each multiply-add; a scale with the first weight of its group.
+    fn products(&self, matrices: &[&Matrix]) -> u64 {
+        let bits: usize = matrices.iter().map(|m| m.rows * (m.format.row_bits(m.cols) + 32 * m.cols)).sum();
+        (self.n() * bits as u64).div_ceil(8)
     }
 
     fn project_accesses(&self, project: &Project) -> u64 {
         let per_output = 1 + u64::from(project.bias.is_some()) + u64::from(project.residual);
         let outputs = self.n() * self.output_width() * per_output * F32;
-        self.products(&project.weight) + outputs + self.lora_accesses(project.lora.as_deref())
+        self.products(&[&*project.weight]) + outputs + self.lora_accesses(project.lora.as_deref())
     }
 
     /// Ranks of the active rows, summed.
@@ -74,10 +80,6 @@ impl Coster<'_> {
         let angles = if op.rotate { (kv.heads + kv.kv_heads) as u64 * self.pairs() * 2 } else { 0 };
         self.n() * (2 * (q + 2 * k) + normed + angles) * F32
     }
-}
-
-fn element(matrix: &Matrix) -> u64 {
-    matrix.dtype.size() as u64
 }
 
 /// How many of weight and bias a norm has.

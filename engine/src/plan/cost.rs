@@ -71,7 +71,8 @@ impl<'a> Coster<'a> {
             }
             OpKind::Project(project) => self.project(project),
             OpKind::GateUp(g) => {
-                let weights = g.gate.bytes() + g.up.bytes();
+                let bits = |m: &Matrix| m.rows * m.format.row_bits(m.cols);
+                let weights = (bits(&g.gate) + bits(&g.up)).div_ceil(8);
                 let bias =
                     [&g.gate_bias, &g.up_bias].into_iter().flatten().map(|b| b.values.len()).sum::<usize>();
                 let mut cost = self.matmul(&[&*g.gate, &*g.up], weights as u64 + bias as u64 * F32);
@@ -118,9 +119,13 @@ impl<'a> Coster<'a> {
     /// Table rows, each distinct one read once; with `inputs` tensors added.
     fn gather(&self, table: &Matrix, key: impl Fn(&RowShape) -> u64, inputs: u64) -> OpCost {
         let distinct: BTreeSet<u64> = self.rows.iter().map(|row| key(row)).collect();
-        let row_bytes = (table.cols * table.dtype.size()) as u64;
+        let row_bits = table.format.row_bits(table.cols) as u64;
         let flops = inputs * self.n() * table.cols as u64;
-        OpCost { weight_bytes: distinct.len() as u64 * row_bytes, flops, ..self.elementwise(inputs) }
+        OpCost {
+            weight_bytes: (distinct.len() as u64 * row_bits).div_ceil(8),
+            flops,
+            ..self.elementwise(inputs)
+        }
     }
 
     fn project(&self, project: &Project) -> OpCost {

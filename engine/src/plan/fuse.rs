@@ -145,7 +145,7 @@ fn fuse_gate_up(graph: &mut Graph, index: usize) -> Option<()> {
     let name = sibling(&up_op.name, "gate_up");
     let stacked = Stack::of(graph, &[gate, up])?;
     let [gate_project, up_project] = stacked.projects.as_slice() else { return None };
-    if gate_project.weight.dtype != up_project.weight.dtype {
+    if !gate_project.weight.alike(&up_project.weight) {
         return None;
     }
     let kind = OpKind::GateUp(GateUp {

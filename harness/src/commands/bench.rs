@@ -135,6 +135,8 @@ impl<'a> Bench<'a> {
             Some(shape) => Model::random(shape, Dtype::Bf16, 0)?,
             None => Model::load(&Source::find(common)?.model)?,
         };
+        let options = common.engine_options();
+        let model = options.quant.map_or(Ok(model.clone()), |quant| model.quantized(quant))?;
         common.lora_layers.mask(model.spec.layers)?;
         let longest =
             args.prompt.saturating_add(1).max(args.depth.saturating_add(args.new).saturating_add(3));
@@ -144,7 +146,7 @@ impl<'a> Bench<'a> {
             return Err(Error::value("-p, -n, --depth", reason));
         }
         let sequences = args.paths.iter().max().map_or(1, |&paths| paths as usize);
-        let options = EngineOptions { sequences, context: longest, ..common.engine_options() };
+        let options = EngineOptions { sequences, context: longest, ..options };
         let weights = model.weights.clone();
         Ok(Self { args, common, engine: Engine::from_model(model, options)?, weights, adapters: Vec::new() })
     }

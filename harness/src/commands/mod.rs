@@ -7,6 +7,7 @@ mod generate;
 mod kernels;
 mod logits;
 mod plan;
+mod quantize;
 mod tokenize;
 
 use std::io::Write;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Devices(devices::Args),
     /// Run tasks with and without the adapter, and count right answers
     Eval(eval::Args),
+    /// Write a quantized copy of a model directory, which is read as it lies
+    Quantize(quantize::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
 }
@@ -46,6 +49,7 @@ impl Command {
             Self::Kernels(args) => kernels::run(args, common, out),
             Self::Devices(args) => devices::run(args, common, out),
             Self::Eval(args) => eval::run(args, common, out),
+            Self::Quantize(args) => quantize::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
         }
     }

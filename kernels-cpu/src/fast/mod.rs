@@ -6,8 +6,10 @@
 //! one process uses only one.
 
 mod attend;
+mod inputs;
 mod lora;
 mod math;
+mod panel;
 mod project;
 mod rows;
 mod sample;
@@ -16,6 +18,7 @@ mod threads;
 mod tile;
 
 pub use attend::attend;
+pub use inputs::Precision;
 pub use lora::{lora_down, lora_embed, lora_up};
 pub use project::{GateUp, Project, gate_up, project};
 pub use rows::{RopeKv, activate, add, add_position, embed, kv_write, norm, rope, rope_kv, select};

@@ -2,12 +2,15 @@
 
 use wattle_shaders::Row;
 
+use super::inputs::{Lines, Precision};
 use super::lora::add_up;
 use super::math;
-use super::simd::{Element, Simd, Work, run};
+use super::panel;
+use super::simd::{Element, LANES, Simd, Work, run};
 use super::threads::{Columns, columns, each, parts};
 use super::tile::products;
 use crate::activate::Function;
+use crate::panels::{Offsets, Panels};
 use crate::{Lora, Stored, Weight};
 
 /// The operands besides x; see the twin's.
@@ -27,6 +30,8 @@ pub struct Project<'a> {
     pub activation: Option<Function>,
     /// r.
     pub residual: Option<&'a [f32]>,
+    /// Of x, where W is quantized.
+    pub precision: Precision,
 }
 
 /// The operands besides x; see the twin's.
@@ -44,6 +49,8 @@ pub struct GateUp<'a> {
     pub function: Function,
     /// Factors and t.
     pub lora: Option<(&'a Lora<&'a [f32]>, &'a [f32])>,
+    /// Of x, where G and U are quantized.
+    pub precision: Precision,
 }
 
 /// Lines of x that are multiplied with a block of the matrix while both stay in the nearest cache.
@@ -52,22 +59,46 @@ const LINES: usize = 16;
 /// Elements of a matrix block: half of a usual second-level cache, if they are f32.
 const BLOCK: usize = 1 << 16;
 
-/// Outputs of a block: as many as threads and cache want, in fours.
+/// x: as it is, and as quantized matrices want it. Several matrices have columns of one order.
+struct Operand<'a> {
+    floats: Vec<&'a [f32]>,
+    lines: Option<Lines>,
+}
+
+impl<'a> Operand<'a> {
+    fn new(x: &'a [f32], weights: &[&Weight], precision: Precision) -> Self {
+        let cols = weights[0].cols;
+        let mut parts = weights.iter().flat_map(|weight| &weight.parts);
+        let panels = parts.find_map(|(_, stored)| match stored {
+            Stored::Panels(panels) => Some(panels),
+            _ => None,
+        });
+        let rounded =
+            |panels: &Panels| precision == Precision::Fast && !matches!(panels.offsets, Offsets::NormalFloat);
+        let sorted = weights[0].order.map(|order| order.sorted(x));
+        let stored = sorted.as_deref().unwrap_or(x);
+        let lines = panels.map(|panels| Lines::new(stored, cols, rounded(panels)));
+        Self { floats: x.chunks(cols.max(1)).collect(), lines }
+    }
+}
+
+/// Outputs of a block: as many as threads and cache want, in whole panels.
 fn block(outputs: usize, inputs: usize, work: usize) -> usize {
     let per = outputs.div_ceil(parts(work)).min((BLOCK / inputs.max(1)).max(4));
-    per.next_multiple_of(4)
+    per.next_multiple_of(LANES)
 }
 
 /// `x` \[rows, inputs\], `y` \[rows, outputs\].
 pub fn project(op: &Project, x: &[f32], y: &mut [f32]) {
     let inputs = op.weight.cols;
     let per = block(op.outputs, inputs, op.rows.len() * inputs * op.outputs);
+    let x = &Operand::new(x, &[op.weight], op.precision);
     each(columns(y, op.outputs, per), |columns| run(ProjectBlock { op, x, columns }));
 }
 
 struct ProjectBlock<'a> {
     op: &'a Project<'a>,
-    x: &'a [f32],
+    x: &'a Operand<'a>,
     columns: Columns<'a>,
 }
 
@@ -98,12 +129,13 @@ impl Work for ProjectBlock<'_> {
 pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
     let inputs = op.weights[0].cols;
     let per = block(op.outputs, inputs, 2 * op.rows.len() * inputs * op.outputs);
+    let x = &Operand::new(x, &op.weights, op.precision);
     each(columns(y, op.outputs, per), |columns| run(GateUpBlock { op, x, columns }));
 }
 
 struct GateUpBlock<'a> {
     op: &'a GateUp<'a>,
-    x: &'a [f32],
+    x: &'a Operand<'a>,
     columns: Columns<'a>,
 }
 
@@ -135,21 +167,36 @@ fn linear<S: Simd>(
     simd: S,
     weight: &Weight,
     bias: Option<&[f32]>,
-    x: &[f32],
+    x: &Operand,
     start: usize,
     y: &mut [&mut [f32]],
 ) {
-    let x: Vec<&[f32]> = x.chunks(weight.cols).collect();
     let width = y.first().map_or(0, |y| y.len());
     let mut done = 0;
     while done < width {
         let (stored, row) = weight.locate(start + done);
         let from = row * weight.cols;
-        done += match stored {
-            Stored::F32(values) => part(simd, &values[from..], bias, start, done, &x, y),
-            Stored::F16(values) => part(simd, &values[from..], bias, start, done, &x, y),
-            Stored::Bf16(values) => part(simd, &values[from..], bias, start, done, &x, y),
+        let floats = &x.floats;
+        let rows = match stored {
+            Stored::F32(values) => part(simd, &values[from..], done, floats, y),
+            Stored::F16(values) => part(simd, &values[from..], done, floats, y),
+            Stored::Bf16(values) => part(simd, &values[from..], done, floats, y),
+            Stored::Panels(panels) => {
+                let rows = (panels.rows - row).min(width - done);
+                let put = &mut |line: usize, row: usize, sums: &[f32]| {
+                    y[line][done + row..][..sums.len()].copy_from_slice(sums);
+                };
+                x.lines.iter().for_each(|x| panel::products(simd, &panels, row..row + rows, x, put));
+                rows
+            }
         };
+        if let Some(bias) = bias {
+            for y in y.iter_mut() {
+                let bias = &bias[start + done..][..rows];
+                y[done..][..rows].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        done += rows;
     }
 }
 
@@ -158,8 +205,6 @@ fn linear<S: Simd>(
 fn part<S: Simd, E: Element>(
     simd: S,
     matrix: &[E],
-    bias: Option<&[f32]>,
-    start: usize,
     done: usize,
     x: &[&[f32]],
     y: &mut [&mut [f32]],
@@ -170,8 +215,7 @@ fn part<S: Simd, E: Element>(
     let rows = (matrix.len() / cols).min(width - done);
     for (block, x) in x.chunks(LINES).enumerate() {
         products(simd, matrix, cols, rows, cols, x, &mut |line, row, sum| {
-            let bias = bias.map_or(0.0, |bias| bias[start + done + row]);
-            y[block * LINES + line][done + row] = sum + bias;
+            y[block * LINES + line][done + row] = sum;
         });
     }
     rows

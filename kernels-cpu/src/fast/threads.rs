@@ -21,11 +21,11 @@ pub(super) fn each<T: Send>(tasks: Vec<T>, work: impl Fn(T) + Sync + Send) {
 }
 
 /// Does `work` on runs of lines of `y` (with the index of the first), a line being `width` elements.
-pub(super) fn lines(
-    y: &mut [f32],
+pub(super) fn lines<T: Send>(
+    y: &mut [T],
     width: usize,
     cost: usize,
-    work: impl Fn(usize, &mut [f32]) + Sync + Send,
+    work: impl Fn(usize, &mut [T]) + Sync + Send,
 ) {
     let per = (y.len() / width.max(1)).div_ceil(parts(cost)).max(1);
     let tasks: Vec<_> = y.chunks_mut(per * width.max(1)).enumerate().collect();

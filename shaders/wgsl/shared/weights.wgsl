@@ -2,8 +2,10 @@
 
 @if(f32)
 alias Packed = vec4f;
-@if(!f32)
+@if(f16 || bf16)
 alias Packed = vec2u;
+@if(nibbles || bytes)
+alias Packed = vec4u; // four rows' words, see panels.wgsl
 
 @if(f32)
 fn unpack(w: Packed) -> vec4f {

@@ -6,9 +6,9 @@ use wattle_kernels_cpu::rope::Angles;
 use wattle_kernels_cpu::{Lora, Pair, Target};
 use wattle_shaders::Sampled;
 
-use super::op::{Io, function, weight};
+use super::op::{Io, function};
 use crate::error::Result;
-use crate::model::{NormKind, NormWeights, Vector};
+use crate::model::{NormKind, NormWeights, Vector, weight};
 use crate::plan::{Op, OpKind, Site};
 
 fn values<V: std::ops::Deref<Target = Vector>>(vector: &Option<V>) -> Option<&[f32]> {
@@ -48,6 +48,7 @@ pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
                 lora: lora.as_ref().map(|lora| (lora, x(1))),
                 activation: op.activation.map(function),
                 residual: op.residual.then(|| x(io.inputs.len() - 1)),
+                precision: io.precision,
             };
             fast::project(&project, x(0), y);
         }
@@ -69,6 +70,7 @@ pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
                 biases: [values(&op.gate_bias), values(&op.up_bias)],
                 function: function(op.function),
                 lora: lora.as_ref().map(|lora| (lora, x(1))),
+                precision: io.precision,
             };
             fast::gate_up(&gate_up, x(0), y);
         }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use wattle_kernels_cpu::Tally;
+use wattle_kernels_cpu::fast::Precision;
 use wattle_policy::OpCost;
 use wattle_shaders::Sampled;
 
@@ -45,6 +46,8 @@ pub enum Mode {
 pub struct CpuOptions {
     /// Which kernels run.
     pub mode: Mode,
+    /// Of the fast kernels; the plain twins are always exact.
+    pub precision: Precision,
     /// Threads of an own pool; `None` uses rayon's global one. The plain twins use one thread.
     pub threads: Option<usize>,
     /// Only the guards count on a CPU.
@@ -216,6 +219,7 @@ impl CpuBackend {
             angles: prepared.angles.as_ref().map(|(table, values)| (table.pairs(), &values[..])),
             shape,
             context,
+            precision: self.options.precision,
         };
         // Only the twins can count.
         let result = match self.options.mode {

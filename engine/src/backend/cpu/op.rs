@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use wattle_kernels_cpu::State;
 use wattle_kernels_cpu::activate::Function;
 use wattle_kernels_cpu::attend;
-use wattle_kernels_cpu::{State, Stored, Weight};
+use wattle_kernels_cpu::fast::Precision;
 use wattle_shaders::{Row, Sample};
 
 use crate::adapter::{Factors, Pair, Place};
-use crate::error::{Error, Result};
-use crate::model::{Activation, Dtype, Matrix};
+use crate::model::Activation;
 use crate::plan::{Attend, KvShape, OpKind, Site};
 
 /// The operands of one op in one step.
@@ -30,6 +30,7 @@ pub(super) struct Io<'a> {
     pub angles: Option<(usize, &'a [f32])>,
     pub shape: KvShape,
     pub context: usize,
+    pub precision: Precision,
 }
 
 impl<'a> Io<'a> {
@@ -60,24 +61,6 @@ pub(super) fn layer(kind: &OpKind) -> usize {
         OpKind::RopeKv(op) => op.layer as usize,
         _ => 0,
     }
-}
-
-/// A matrix as kernels read it.
-pub(super) fn weight(matrix: &Matrix) -> Result<Weight<'_>> {
-    let misaligned = |_| Error::value(&matrix.name, "its elements are not aligned");
-    let mut first = 0;
-    let mut parts = Vec::with_capacity(matrix.parts.len());
-    for part in &matrix.parts {
-        let bytes = part.data.as_ref();
-        let stored = match matrix.dtype {
-            Dtype::F32 => bytemuck::try_cast_slice(bytes).map(Stored::F32),
-            Dtype::F16 => bytemuck::try_cast_slice(bytes).map(Stored::F16),
-            Dtype::Bf16 => bytemuck::try_cast_slice(bytes).map(Stored::Bf16),
-        };
-        parts.push((first, stored.map_err(misaligned)?));
-        first += part.rows;
-    }
-    Ok(Weight { cols: matrix.cols, parts })
 }
 
 pub(super) fn function(activation: Activation) -> Function {

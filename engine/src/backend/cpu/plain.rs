@@ -7,16 +7,16 @@ use wattle_kernels_cpu::norm::{self, Norm};
 use wattle_kernels_cpu::project::{self, Project};
 use wattle_kernels_cpu::rope::{self, Angles};
 use wattle_kernels_cpu::rope_kv::{self, RopeKv};
-use wattle_kernels_cpu::{Class, Counts, Lora, Pair, Read, Tally, Target, View, Weight, Write};
+use wattle_kernels_cpu::{Class, Counts, Lora, Pair, Read, Size, Tally, Target, View, Weight, Write};
 use wattle_kernels_cpu::{
     activate, add, add_position, embed, lora_down, lora_embed, lora_up, sample, select,
 };
 use wattle_policy::OpCost;
 use wattle_shaders::Sampled;
 
-use super::op::{Io, function, weight};
+use super::op::{Io, function};
 use crate::error::Result;
-use crate::model::{Matrix, NormKind, NormWeights, Vector};
+use crate::model::{Format, Matrix, NormKind, NormWeights, Vector, weight};
 use crate::plan::{Op, OpKind, Site};
 
 /// The counted bytes as a cost.
@@ -42,15 +42,23 @@ type Floats<'a> = View<'a, &'a [f32]>;
 
 impl<'a> Views<'a> {
     fn floats(self, values: &'a [f32], class: Class) -> Floats<'a> {
-        View::new(values, class, size_of::<f32>(), self.0)
+        View::new(values, class, Size::bytes(size_of::<f32>()), self.0)
     }
 
     fn written(self, values: &'a mut [f32], class: Class) -> View<'a, &'a mut [f32]> {
-        View::new(values, class, size_of::<f32>(), self.0)
+        View::new(values, class, Size::bytes(size_of::<f32>()), self.0)
     }
 
     fn matrix(self, matrix: &'a Matrix) -> Result<View<'a, Weight<'a>>> {
-        Ok(View::new(weight(matrix)?, Class::Weight, matrix.dtype.size(), self.0))
+        let scale = match matrix.format {
+            Format::Dense(_) => None,
+            Format::Panels(format) => {
+                let bits = 8 * (format.scale.size() + format.offset.size());
+                Some((matrix.cols, format.group(matrix.cols), bits))
+            }
+        };
+        let size = Size { bits: matrix.format.element_bits(), scale };
+        Ok(View::new(weight(matrix)?, Class::Weight, size, self.0))
     }
 
     fn vector<V: std::ops::Deref<Target = Vector>>(self, vector: &'a Option<V>) -> Option<Floats<'a>> {

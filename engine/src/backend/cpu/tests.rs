@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use wattle_kernels_cpu::fast::Precision;
 use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
 use wattle_shaders::{FROM_STATE, LayerMask, Row, Sample};
 
@@ -24,7 +25,8 @@ fn plans() -> [Arc<Plan>; 2] {
 
 fn backend(mode: Mode, plan: &Arc<Plan>) -> (CpuBackend, PlanHandle) {
     let limits = Limits { guards: true, ..Limits::default() };
-    let options = CpuOptions { mode, threads: Some(2), limits, capacity: CAPACITY };
+    let options =
+        CpuOptions { mode, precision: Precision::Exact, threads: Some(2), limits, capacity: CAPACITY };
     let mut backend = CpuBackend::new(options).expect("threads");
     let handle = backend.prepare(plan).expect("a plan");
     (backend, handle)
@@ -164,6 +166,7 @@ fn what_does_not_fit_is_refused() {
     assert!(backend.prepare(&Arc::new(broken)).is_err(), "widths contradict each other");
     let options = CpuOptions {
         mode: Mode::Fast,
+        precision: Precision::Exact,
         threads: None,
         limits: Limits::default(),
         capacity: Capacity { sequences: 1 << 20, context: 1 << 30, rows: 1, samples: 1 },

@@ -5,7 +5,7 @@ use wattle_shaders::{Kernel, WeightType};
 
 use super::compile::Compiler;
 use crate::error::Result;
-use crate::model::{Activation, Dtype};
+use crate::model::{Activation, Bits, Dtype, Format, PanelFormat};
 use crate::plan::Extent;
 
 /// Where kernels that carry LoRA bind t, the B pool and the site.
@@ -132,10 +132,12 @@ pub(super) fn function_code(activation: Option<Activation>) -> u32 {
     }
 }
 
-pub(super) fn weight_type(dtype: Dtype) -> WeightType {
-    match dtype {
-        Dtype::F32 => WeightType::F32,
-        Dtype::F16 => WeightType::F16,
-        Dtype::Bf16 => WeightType::Bf16,
+pub(super) fn weight_type(format: Format) -> WeightType {
+    match format {
+        Format::Dense(Dtype::F32) => WeightType::F32,
+        Format::Dense(Dtype::F16) => WeightType::F16,
+        Format::Dense(Dtype::Bf16) => WeightType::Bf16,
+        Format::Panels(PanelFormat { bits: Bits::Four, .. }) => WeightType::Nibbles,
+        Format::Panels(PanelFormat { bits: Bits::Eight, .. }) => WeightType::Bytes,
     }
 }

@@ -10,7 +10,7 @@ use super::launch::{
 };
 use super::lora::Pool;
 use crate::error::{Error, Result};
-use crate::model::Matrix;
+use crate::model::{Format, Matrix};
 use crate::plan::{GateUp, Project, Site};
 
 impl Compiler<'_> {
@@ -18,6 +18,7 @@ impl Compiler<'_> {
         let device = self.weights.matrix(self.gpu, table)?;
         let launch = |chunk: &super::weights::Chunk| {
             let params = params::Embed {
+                panels: chunk.panels,
                 k4: k4(table.cols),
                 first: chunk.first as u32,
                 rows: chunk.rows as u32,
@@ -26,19 +27,22 @@ impl Compiler<'_> {
             let bindings =
                 vec![read(1, &chunk.buffer), write(2, &self.sequences.state), write(3, self.output()?)];
             let launch = Launch::new(self, params, bindings, Grid::Groups(1))?;
-            Ok(Launch { weights: weight_type(table.dtype), ..launch })
+            Ok(Launch { weights: weight_type(table.format), ..launch })
         };
         device.chunks.iter().map(launch).collect()
     }
 
     pub fn add_position(&mut self, table: &Matrix, offset: u32) -> Result<Vec<Launch>> {
+        if let Format::Panels(_) = table.format {
+            return Err(Error::value(&self.op.name, "position tables are not read quantized"));
+        }
         let device = self.weights.matrix(self.gpu, table)?;
         let launch = |chunk: &super::weights::Chunk| {
             let (first, rows) = (chunk.first as u32, chunk.rows as u32);
             let params = params::AddPosition { k4: k4(table.cols), first, rows, offset };
             let bindings = vec![read(1, &chunk.buffer), read(2, self.input(0)), write(3, self.output()?)];
             let launch = Launch::new(self, params, bindings, Grid::Groups(1))?;
-            Ok(Launch { weights: weight_type(table.dtype), ..launch })
+            Ok(Launch { weights: weight_type(table.format), ..launch })
         };
         device.chunks.iter().map(launch).collect()
     }
@@ -52,6 +56,7 @@ impl Compiler<'_> {
         let residual = if project.residual { self.input(residual) } else { self.nothing };
         let launch = |chunk: &super::weights::Chunk| {
             let params = params::Project {
+                panels: chunk.panels,
                 k4: k4(matrix.cols),
                 used: used(matrix.cols),
                 rows: chunk.rows as u32,
@@ -67,7 +72,7 @@ impl Compiler<'_> {
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             let launch = Launch::new(self, params, bindings, Grid::Blocks(chunk.rows as u64))?;
-            let weights = weight_type(matrix.dtype);
+            let weights = weight_type(matrix.format);
             Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
         };
         device.chunks.iter().map(launch).collect()
@@ -75,16 +80,17 @@ impl Compiler<'_> {
 
     pub fn gate_up(&mut self, op: &GateUp) -> Result<Vec<Launch>> {
         let matrix = &*op.gate;
-        if op.up.dtype != matrix.dtype {
-            return Err(Error::value(&self.op.name, "gate and up are stored in different types"));
+        if op.up.format != matrix.format {
+            return Err(Error::value(&self.op.name, "gate and up are stored in different formats"));
         }
         let gate = self.weights.matrix(self.gpu, matrix)?;
         let up = self.weights.matrix(self.gpu, &op.up)?;
         let bias = self.vectors(&[op.gate_bias.as_deref(), op.up_bias.as_deref()], matrix.rows)?;
         let (site, lora) = self.epilogue(op.lora.as_ref())?;
-        // Same shape and type: both are split at the same rows.
+        // Same shape and format: both are split at the same rows.
         let launch = |(gate, up): (&super::weights::Chunk, &super::weights::Chunk)| {
             let params = params::GateUp {
+                panels: gate.panels,
                 k4: k4(matrix.cols),
                 used: used(matrix.cols),
                 rows: gate.rows as u32,
@@ -100,7 +106,7 @@ impl Compiler<'_> {
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             let launch = Launch::new(self, params, bindings, Grid::Blocks(gate.rows as u64))?;
-            let weights = weight_type(matrix.dtype);
+            let weights = weight_type(matrix.format);
             Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
         };
         gate.chunks.iter().zip(&up.chunks).map(launch).collect()

@@ -10,6 +10,7 @@ mod device;
 mod launch;
 mod linear;
 mod lora;
+mod panels;
 mod pipelines;
 mod prepared;
 mod sequences;

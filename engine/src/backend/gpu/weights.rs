@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use wattle_shaders::params::Panels;
+
 use super::device::Gpu;
+use super::panels;
 use crate::error::Result;
-use crate::model::{Dtype, Matrix, Vector};
+use crate::model::{Dtype, Format, Matrix, Vector};
 
 /// Bytes that may wait in the driver's staging memory before the upload waits for the device.
 const IN_FLIGHT: u64 = 32 << 20;
@@ -17,16 +20,18 @@ pub(super) struct Chunk {
     pub buffer: wgpu::Buffer,
     pub first: usize,
     pub rows: usize,
+    /// Of a quantized matrix; else zeros.
+    pub panels: Panels,
 }
 
-/// A matrix on the device: \[rows, cols padded to 4\] in its stored type.
+/// A matrix on the device: \[rows, cols padded to 4\] in its stored type, or panels.
 pub(super) struct DeviceMatrix {
     pub chunks: Vec<Chunk>,
 }
 
-/// What identifies a matrix: where the bytes of its parts lie, its columns and type. Prepared plans are kept, and hold
+/// What identifies a matrix: where the bytes of its parts lie, its columns and format. Prepared plans are kept, and hold
 /// their matrices: an address stays taken for as long as it is in the store.
-type Key = (Vec<(usize, usize)>, usize, Dtype);
+type Key = (Vec<(usize, usize)>, usize, Format);
 
 /// The matrices that plans share.
 #[derive(Default)]
@@ -39,15 +44,23 @@ pub(super) struct Weights {
 impl Weights {
     /// The matrix on the device; uploaded unless a plan has brought it already.
     pub fn matrix(&mut self, gpu: &Gpu, matrix: &Matrix) -> Result<Arc<DeviceMatrix>> {
+        if matrix.order.is_some() {
+            let reason = "its columns are in another order than its inputs (GPTQ with act-order), which GPU kernels do \
+                          not read yet; the CPU does";
+            return Err(gpu.error(format!("{}: {reason}", matrix.name)));
+        }
         let place = |part: &crate::model::Part| {
             let bytes = part.data.as_ref();
             (bytes.as_ptr() as usize, bytes.len())
         };
-        let key = (matrix.parts.iter().map(place).collect(), matrix.cols, matrix.dtype);
+        let key = (matrix.parts.iter().map(place).collect(), matrix.cols, matrix.format);
         if let Some(known) = self.matrices.get(&key) {
             return Ok(Arc::clone(known));
         }
-        let chunks = upload(gpu, matrix)?;
+        let chunks = match matrix.format {
+            Format::Dense(dtype) => upload(gpu, matrix, dtype)?,
+            Format::Panels(format) => panels::upload(gpu, matrix, format)?,
+        };
         self.bytes += chunks.iter().map(|chunk| chunk.buffer.size()).sum::<u64>();
         let matrix = Arc::new(DeviceMatrix { chunks });
         self.matrices.insert(key, Arc::clone(&matrix));
@@ -66,9 +79,7 @@ impl Weights {
     pub fn values(&mut self, gpu: &Gpu, label: &str, values: &[f32]) -> Result<wgpu::Buffer> {
         let buffer = gpu.storage(label, size_of_val(values) as u64)?;
         let mut uploader = Uploader { gpu, waiting: 0 };
-        for (index, piece) in values.chunks(PIECE / 4).enumerate() {
-            uploader.write(&buffer, (index * PIECE) as u64, bytemuck::cast_slice(piece))?;
-        }
+        uploader.bytes(&buffer, 0, bytemuck::cast_slice(values))?;
         self.bytes += buffer.size();
         Ok(buffer)
     }
@@ -79,8 +90,8 @@ fn rows_per_chunk(gpu: &Gpu, row_bytes: usize) -> usize {
     usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / row_bytes
 }
 
-fn upload(gpu: &Gpu, matrix: &Matrix) -> Result<Vec<Chunk>> {
-    let row_bytes = matrix.cols.next_multiple_of(4) * matrix.dtype.size();
+fn upload(gpu: &Gpu, matrix: &Matrix, dtype: Dtype) -> Result<Vec<Chunk>> {
+    let row_bytes = matrix.cols.next_multiple_of(4) * dtype.size();
     let per_chunk = rows_per_chunk(gpu, row_bytes);
     if per_chunk == 0 {
         let most = gpu.limits.binding;
@@ -90,7 +101,7 @@ fn upload(gpu: &Gpu, matrix: &Matrix) -> Result<Vec<Chunk>> {
     for first in (0..matrix.rows).step_by(per_chunk) {
         let rows = per_chunk.min(matrix.rows - first);
         let buffer = gpu.storage(&matrix.name, (rows * row_bytes) as u64)?;
-        chunks.push(Chunk { buffer, first, rows });
+        chunks.push(Chunk { buffer, first, rows, panels: Panels::default() });
     }
     let mut uploader = Uploader { gpu, waiting: 0 };
     let mut part_first = 0;
@@ -99,7 +110,7 @@ fn upload(gpu: &Gpu, matrix: &Matrix) -> Result<Vec<Chunk>> {
             let start = part_first.max(chunk.first);
             let end = (part_first + part.rows).min(chunk.first + chunk.rows);
             if start < end {
-                let stored = matrix.cols * matrix.dtype.size();
+                let stored = matrix.cols * dtype.size();
                 let rows = &part.data.as_ref()[(start - part_first) * stored..(end - part_first) * stored];
                 let offset = ((start - chunk.first) * row_bytes) as u64;
                 uploader.rows(&chunk.buffer, offset, rows, stored, row_bytes)?;
@@ -113,9 +124,9 @@ fn upload(gpu: &Gpu, matrix: &Matrix) -> Result<Vec<Chunk>> {
 }
 
 /// Writes to buffers piece by piece, so that the host never holds more than a bounded copy.
-struct Uploader<'a> {
-    gpu: &'a Gpu,
-    waiting: u64,
+pub(super) struct Uploader<'a> {
+    pub gpu: &'a Gpu,
+    pub waiting: u64,
 }
 
 impl Uploader<'_> {
@@ -129,10 +140,7 @@ impl Uploader<'_> {
         padded: usize,
     ) -> Result<()> {
         if stored == padded {
-            for (index, piece) in rows.chunks(PIECE).enumerate() {
-                self.write(buffer, offset + (index * PIECE) as u64, piece)?;
-            }
-            return Ok(());
+            return self.bytes(buffer, offset, rows);
         }
         let at_once = (PIECE / padded).max(1);
         for (index, piece) in rows.chunks(at_once * stored).enumerate() {
@@ -145,6 +153,14 @@ impl Uploader<'_> {
         Ok(())
     }
 
+    /// Bytes as they are.
+    pub fn bytes(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        for (index, piece) in bytes.chunks(PIECE).enumerate() {
+            self.write(buffer, offset + (index * PIECE) as u64, piece)?;
+        }
+        Ok(())
+    }
+
     fn write(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         self.gpu.queue.write_buffer(buffer, offset, bytes);
         self.waiting += bytes.len() as u64;
@@ -152,7 +168,7 @@ impl Uploader<'_> {
     }
 
     /// Waits until all pieces are on the device: only then are their copies on the host freed.
-    fn flush(&mut self) -> Result<()> {
+    pub fn flush(&mut self) -> Result<()> {
         self.waiting = 0;
         let submission = self.gpu.queue.submit([]);
         self.gpu.wait(Some(submission))

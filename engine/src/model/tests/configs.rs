@@ -176,7 +176,6 @@ fn what_is_not_supported_is_refused_by_name() {
     for (more, named) in [
         (json!({"model_type": "bert"}), "phi3"),
         (json!({"model_type": null}), "accepted: gpt2"),
-        (json!({"quantization_config": {"quant_method": "gptq"}}), "gptq"),
         (json!({"hidden_act": "quick_gelu"}), "quick_gelu"),
         (json!({"rope_scaling": {"type": "mrope"}}), "mrope"),
         (json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}), "full_attention"),

@@ -2,6 +2,7 @@
 
 mod configs;
 mod loading;
+mod quantized;
 mod random;
 
 use std::collections::BTreeMap;
@@ -104,7 +105,7 @@ fn write(config: &Value, shapes: &Shapes) -> TempDir {
 
 /// What a matrix holds, of f32.
 fn elements(matrix: &Matrix) -> Vec<f32> {
-    assert_eq!(matrix.dtype, Dtype::F32);
+    assert_eq!(matrix.format, Format::Dense(Dtype::F32));
     matrix
         .parts
         .iter()

@@ -1,0 +1,257 @@
+//! Dense matrices → quantized ones.
+//!
+//! Every row is divided into the format's groups, and each group rounded by itself. With w the group's elements:
+//!
+//! | codes | scale s | code |
+//! |---|---|---|
+//! | 8 bits | max abs w / 127 | w / s |
+//! | 4 bits, [`Offset::Middle`] | e / −8, e the w of largest magnitude | w / s + 8 |
+//! | 4 bits, [`Offset::Minimum`] | (max w − min w) / 15, with m = min w | (w − m) / s |
+//!
+//! Scales and minima are rounded to their type first, and codes computed with what came of it; codes are rounded to
+//! the nearest integer (halves away from 0) and clamped to their range. Where s rounds to 0, codes say 0.
+
+use std::sync::Arc;
+
+use half::f16;
+use rayon::prelude::*;
+use wattle_kernels_cpu::panels::{Bits, Offset, PANEL};
+use wattle_kernels_cpu::{Read, Weight};
+
+use super::Model;
+use super::aligned::AlignedBytes;
+use super::format::{Format, INT4, INT8, PanelFormat, Q4_0, Q4_1, Q8_0};
+use super::matrix::{Bytes, Dtype, Matrix};
+use super::spec::{Linear, Weights};
+use super::view::weight;
+use crate::error::{Error, Result};
+
+/// What a model's weights are quantized to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quant {
+    /// 8 bits, a scale for 32.
+    Q8_0,
+    /// 4 bits, a scale for 32; embedding and head as [`Self::Q8_0`].
+    Q4_0,
+    /// 4 bits, a minimum and a step for 32; embedding and head as [`Self::Q8_0`].
+    Q4_1,
+    /// 8 bits, a scale per output.
+    Int8,
+    /// 4 bits, a scale per output; embedding and head as [`Self::Int8`].
+    Int4,
+}
+
+impl Quant {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Int8, Self::Int4];
+
+    /// As options and files write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+            Self::Q4_1 => "q4_1",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// Of projections inside the layers.
+    pub fn layers(self) -> PanelFormat {
+        match self {
+            Self::Q8_0 => Q8_0,
+            Self::Q4_0 => Q4_0,
+            Self::Q4_1 => Q4_1,
+            Self::Int8 => INT8,
+            Self::Int4 => INT4,
+        }
+    }
+
+    /// Of embedding and head.
+    pub fn outside(self) -> PanelFormat {
+        match self {
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => Q8_0,
+            Self::Int8 | Self::Int4 => INT8,
+        }
+    }
+}
+
+impl Model {
+    /// The model with its dense projections, embedding and head quantized; norms, biases and position tables stay as
+    /// they are, and so does what is quantized already. A tied head stays tied.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that names a matrix which has weights that are not finite, or for which memory is too small.
+    pub fn quantized(&self, quant: Quant) -> Result<Self> {
+        let Weights { embed, positions, project_in, project_out, layers, final_norm, head } = &self.weights;
+        let outside = |linear: &Linear| quantize_linear(linear, quant.outside());
+        let new_embed = quantize(embed, quant.outside())?;
+        let new_head = match Arc::ptr_eq(embed, &head.weight) {
+            true => Linear { weight: Arc::clone(&new_embed), bias: head.bias.clone() },
+            false => outside(head)?,
+        };
+        let layers = layers.iter().map(|layer| {
+            let mut layer = layer.clone();
+            let linears =
+                [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.up, &mut layer.down];
+            for linear in linears.into_iter().chain(&mut layer.gate) {
+                *linear = quantize_linear(linear, quant.layers())?;
+            }
+            Ok(layer)
+        });
+        let weights = Weights {
+            layers: layers.collect::<Result<_>>()?,
+            embed: new_embed,
+            positions: positions.clone(),
+            project_in: project_in.as_ref().map(outside).transpose()?,
+            project_out: project_out.as_ref().map(outside).transpose()?,
+            final_norm: final_norm.clone(),
+            head: new_head,
+        };
+        Ok(Self { spec: self.spec.clone(), weights, dir: self.dir.clone() })
+    }
+}
+
+fn quantize_linear(linear: &Linear, format: PanelFormat) -> Result<Linear> {
+    Ok(Linear { weight: quantize(&linear.weight, format)?, bias: linear.bias.clone() })
+}
+
+/// A dense matrix in `format`; a quantized one as it is.
+pub(super) fn quantize(matrix: &Arc<Matrix>, format: PanelFormat) -> Result<Arc<Matrix>> {
+    if matches!(matrix.format, Format::Panels(_)) {
+        return Ok(Arc::clone(matrix));
+    }
+    let (rows, cols) = (matrix.rows, matrix.cols);
+    let no_memory = || Error::value(&matrix.name, format!("no memory to quantize [{rows}, {cols}]"));
+    let mut made = Made::zeroed(format, rows, cols).ok_or_else(no_memory)?;
+    let dense = weight(matrix)?;
+    if !made.fill(&dense, rows, cols) {
+        return Err(Error::value(&matrix.name, "has weights that are not finite, which cannot be quantized"));
+    }
+    made.matrix(&matrix.name, rows, cols).map(Arc::new).ok_or_else(no_memory)
+}
+
+/// The arrays of a quantized matrix while they are made.
+pub(super) struct Made {
+    pub format: PanelFormat,
+    pub codes: AlignedBytes,
+    pub scales: AlignedBytes,
+    pub offsets: AlignedBytes,
+}
+
+impl Made {
+    /// All codes, scales and offsets 0; `None` where there is no memory for them.
+    pub fn zeroed(format: PanelFormat, rows: usize, cols: usize) -> Option<Self> {
+        let [codes, scales, offsets] = format.bytes(rows, cols)?.map(AlignedBytes::zeroed);
+        Some(Self { format, codes: codes?, scales: scales?, offsets: offsets? })
+    }
+
+    /// The matrix of these arrays.
+    pub fn matrix(self, name: &str, rows: usize, cols: usize) -> Option<Matrix> {
+        let scales = [Bytes::new(self.scales), Bytes::new(self.offsets)];
+        Matrix::panels(name, rows, cols, self.format, Bytes::new(self.codes), scales)
+    }
+
+    /// Quantizes all rows, a panel at a time; false where an element is not finite.
+    fn fill(&mut self, dense: &Weight, rows: usize, cols: usize) -> bool {
+        let format = self.format;
+        let Some([codes, scales, offsets]) = format.bytes(PANEL, cols) else { return false };
+        let panels = self.codes.as_mut().par_chunks_mut(codes);
+        let scales = self.scales.as_mut().par_chunks_mut(scales);
+        // Formats without offsets have no bytes to divide.
+        let count = rows.div_ceil(PANEL);
+        let mut none = vec![[0_u8; 0]; count];
+        let offsets: Vec<&mut [u8]> = match offsets {
+            0 => none.iter_mut().map(|none| &mut none[..]).collect(),
+            bytes => self.offsets.as_mut().chunks_mut(bytes).collect(),
+        };
+        panels.zip(scales).zip(offsets).enumerate().all(|(index, ((codes, scales), offsets))| {
+            let mut panel = PanelMut { format, cols, codes, scales, offsets };
+            let first = index * PANEL;
+            (first..rows.min(first + PANEL)).all(|row| {
+                let values: Vec<f32> = (0..cols).map(|col| dense.get(row * cols + col)).collect();
+                panel.quantize(row - first, &values)
+            })
+        })
+    }
+}
+
+/// One panel.
+pub(super) struct PanelMut<'a> {
+    pub format: PanelFormat,
+    pub cols: usize,
+    pub codes: &'a mut [u8],
+    pub scales: &'a mut [u8],
+    pub offsets: &'a mut [u8],
+}
+
+impl PanelMut<'_> {
+    /// Quantizes row `row` of the panel; false where an element is not finite.
+    fn quantize(&mut self, row: usize, values: &[f32]) -> bool {
+        let per = self.format.group(self.cols);
+        for (group, w) in values.chunks(per).enumerate() {
+            if !w.iter().all(|w| w.is_finite()) {
+                return false;
+            }
+            let (scale, minimum) = steps(w, &self.format);
+            let scale = self.set_scale(row, group, scale);
+            if self.format.offset == Offset::Minimum {
+                let at = (group * PANEL + row) * 2;
+                self.offsets[at..at + 2].copy_from_slice(&f16::from_f32(minimum).to_le_bytes());
+            }
+            let minimum = f16::from_f32(minimum).to_f32();
+            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / f64::from(scale) };
+            for (col, &w) in (group * per..).zip(w) {
+                let steps = (f64::from(w) - f64::from(minimum)) * inverse;
+                let code = match (self.format.bits, self.format.offset) {
+                    (Bits::Eight, _) => steps.round().clamp(-127.0, 127.0) as i8 as u8,
+                    (Bits::Four, Offset::Middle) => (steps.round() + 8.0).clamp(0.0, 15.0) as u8,
+                    (Bits::Four, _) => steps.round().clamp(0.0, 15.0) as u8,
+                };
+                self.set_code(row, col, code);
+            }
+        }
+        true
+    }
+
+    /// Stores the code of an element that had 0.
+    pub fn set_code(&mut self, row: usize, col: usize, code: u8) {
+        let (byte, high) = self.format.bits.code_at(self.cols, row, col);
+        self.codes[byte] |= if high { code << 4 } else { code };
+    }
+
+    /// Stores a scale, and says what came of it.
+    fn set_scale(&mut self, row: usize, group: usize, scale: f32) -> f32 {
+        let at = (group * PANEL + row) * self.format.scale.size();
+        match self.format.scale {
+            Dtype::F32 => {
+                self.scales[at..at + 4].copy_from_slice(&scale.to_le_bytes());
+                scale
+            }
+            Dtype::F16 => {
+                let scale = f16::from_f32(scale.clamp(-65504.0, 65504.0));
+                self.scales[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                scale.to_f32()
+            }
+            Dtype::Bf16 => {
+                let scale = half::bf16::from_f32(scale);
+                self.scales[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                scale.to_f32()
+            }
+        }
+    }
+}
+
+/// s and m of a group, before they are rounded.
+fn steps(w: &[f32], format: &PanelFormat) -> (f32, f32) {
+    let low = w.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = w.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    match (format.bits, format.offset) {
+        (_, Offset::Minimum) => {
+            let low = low.clamp(-65504.0, 65504.0);
+            (high / 15.0 - low / 15.0, low)
+        }
+        (Bits::Eight, _) => (high.abs().max(low.abs()) / 127.0, 0.0),
+        (Bits::Four, _) => (if high.abs() > low.abs() { high / -8.0 } else { low / -8.0 }, 0.0),
+    }
+}

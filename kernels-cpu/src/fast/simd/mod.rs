@@ -1,0 +1,227 @@
+//! Vectors of 16 lanes, in the instruction sets that a machine may have, and the choice among them.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use half::{bf16, f16};
+
+use portable::Portable;
+
+/// Lanes of every sum.
+pub(super) const LANES: usize = 16;
+
+/// An instruction set. A value of an implementing type is a proof that the machine has it.
+pub(super) trait Simd: Copy + Send + Sync {
+    /// 16 lanes of f32.
+    type Vector: Copy;
+    /// 16 lanes of i32.
+    type Ints: Copy;
+    /// Whether there are registers for tiles of 2 × 4 sums (else 2 × 2).
+    const WIDE: bool;
+
+    fn zero(self) -> Self::Vector;
+    fn splat(self, value: f32) -> Self::Vector;
+    fn load(self, values: &[f32; LANES]) -> Self::Vector;
+    fn load_f16(self, values: &[f16; LANES]) -> Self::Vector;
+    fn load_bf16(self, values: &[bf16; LANES]) -> Self::Vector;
+    fn store(self, vector: Self::Vector, values: &mut [f32; LANES]);
+    fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// a · b + c, lane by lane; rounded once where the instruction set can.
+    fn fma(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// a · b + c, rounded as [`Self::fma`] rounds.
+    fn mul_add(self, a: f32, b: f32, c: f32) -> f32;
+
+    /// Asks for the memory around an address, which need not be valid, to be fetched.
+    fn prefetch<T>(self, address: *const T);
+    /// The sum of the lanes in a fixed tree: the upper half is added to the lower, until one is left.
+    fn sum(self, vector: Self::Vector) -> f32;
+
+    /// The same number in all lanes.
+    fn ints(self, value: i32) -> Self::Ints;
+    /// The nearest f32 of each lane.
+    fn floats(self, ints: Self::Ints) -> Self::Vector;
+    /// Unsigned bytes.
+    fn load_u8(self, values: &[u8; LANES]) -> Self::Vector;
+    /// The four bits from `shift` on of each little-endian word of codes.
+    fn nibbles(self, words: &Words, shift: u32) -> Self::Vector;
+    /// The signed byte from bit `shift` on of each word.
+    fn bytes(self, words: &Words, shift: u32) -> Self::Vector;
+    /// The elements of a table that [`Self::nibbles`] are indices of.
+    fn lookup(self, table: &[f32; 16], words: &Words, shift: u32) -> Self::Vector;
+    /// Adds a block of 4-bit codes (see [`crate::panels`]) times each of N lines of inputs, row by row.
+    fn dots_4<const N: usize>(
+        self,
+        codes: &Nibbles,
+        x: [&Inputs; N],
+        sums: [Self::Ints; N],
+    ) -> [Self::Ints; N];
+    /// The same of 8-bit codes.
+    fn dots_8<const N: usize>(self, codes: &Bytes, x: [&Inputs; N], sums: [Self::Ints; N])
+    -> [Self::Ints; N];
+}
+
+/// Four bytes of each of 16 rows.
+pub(super) type Words = [u8; 4 * LANES];
+/// The 4-bit codes of a block of a panel.
+pub(super) type Nibbles = [Words; 4];
+/// The 8-bit codes of a block of a panel.
+pub(super) type Bytes = [Words; 8];
+/// A block of inputs, from −127 to 127, in fours.
+pub(super) type Inputs = [[i8; 4]; 8];
+
+/// Elements that vectors are loaded from.
+pub(super) trait Element: Copy + Default + Sync {
+    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
+        simd.load(values)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
+        simd.load_f16(values)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
+        simd.load_bf16(values)
+    }
+}
+
+/// Something to do with whatever instruction set there is. `run` must be `#[inline(always)]`, so that it is compiled
+/// for that set.
+pub(super) trait Work {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2() && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_vnni() -> bool {
+    has_avx512() && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Runs `work` with the best instruction set of the machine.
+pub(super) fn run<W: Work>(work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
+        fn vnni<W: Work>(work: W) -> W::Output {
+            work.run(avx512::Avx512::<true>(()))
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw")]
+        fn avx512<W: Work>(work: W) -> W::Output {
+            work.run(avx512::Avx512::<false>(()))
+        }
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2<W: Work>(work: W) -> W::Output {
+            work.run(avx2::Avx2(()))
+        }
+        if has_vnni() {
+            // SAFETY: the machine has these features.
+            return unsafe { vnni(work) };
+        }
+        if has_avx512() {
+            // SAFETY: the machine has these features.
+            return unsafe { avx512(work) };
+        }
+        if has_avx2() {
+            // SAFETY: the machine has these features.
+            return unsafe { avx2(work) };
+        }
+    }
+    work.run(Portable)
+}
+
+/// The name of the instruction set that the fast kernels use.
+pub fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if has_vnni() {
+            return "AVX-512 VNNI";
+        }
+        if has_avx512() {
+            return "AVX-512";
+        }
+        if has_avx2() {
+            return "AVX2";
+        }
+    }
+    "portable"
+}
+
+/// Runs `work` with every instruction set of the machine.
+#[cfg(test)]
+pub(super) fn run_all<W: Work + Copy>(work: W) -> Vec<W::Output> {
+    let mut outputs = vec![work.run(Portable)];
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        outputs.push(work.run(avx2::Avx2(())));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_avx512() {
+        outputs.push(work.run(avx512::Avx512::<false>(())));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_vnni() {
+        outputs.push(work.run(avx512::Avx512::<true>(())));
+    }
+    outputs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sums and conversions.
+    #[derive(Clone, Copy)]
+    struct Check;
+
+    impl Work for Check {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let numbers: [f32; LANES] = std::array::from_fn(|i| i as f32 - 3.5);
+            // Each addition rounds: only the documented order gives this sum.
+            let uneven = numbers.map(|x| x / 3.0);
+            assert_eq!(simd.sum(simd.load(&uneven)).to_bits(), Portable.sum(uneven).to_bits());
+            let ones = simd.splat(1.0);
+            for vector in [
+                simd.load(&numbers),
+                simd.load_f16(&numbers.map(f16::from_f32)),
+                simd.load_bf16(&numbers.map(bf16::from_f32)),
+            ] {
+                assert_eq!(simd.sum(simd.fma(vector, ones, ones)), 120.0 - 16.0 * 2.5);
+                let mut stored = [0.0; LANES];
+                simd.store(vector, &mut stored);
+                assert_eq!(stored, numbers);
+            }
+            assert_eq!((simd.sum(simd.zero()), simd.mul_add(2.0, 3.0, 4.0)), (0.0, 10.0));
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_computes_the_same() {
+        run_all(Check);
+    }
+}

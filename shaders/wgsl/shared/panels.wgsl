@@ -1,0 +1,103 @@
+// Quantized weights: codes, scales and offsets of panels of 16 rows, as kernels-cpu's `panels` defines them. A buffer
+// holds first all codes, then all scales, then all offsets of its rows; its vec4us are four rows' words of codes.
+
+struct Panels {
+    blocks: u32,      // blocks of 32 columns of a row
+    group_k4: u32,    // vec4s of columns that share a scale
+    groups: u32,      // scales of a row
+    scales: u32,      // where they begin, in vec4us
+    offsets: u32,     // where the offsets begin
+    scale_type: u32,  // 0 f32, 1 f16, 2 bf16
+    offset_type: u32, // 0 the middle, 1 f16 minima, 2 u8 zeros, 3 none: NormalFloat
+    _pad: u32,
+}
+
+// The values of 4-bit NormalFloat (Dettmers et al. 2023, appendix E).
+const NF4 = array<f32, 16>(
+    -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
+    0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0);
+
+// Where the codes of the vec4 of columns `i` of the four rows `quad` (counted from the buffer's first) lie.
+fn codes_at(p: Panels, quad: u32, i: u32) -> u32 {
+    @if(nibbles)
+    return ((quad / 4u * p.blocks + i / 8u) * 4u + i % 4u) * 4u + quad % 4u;
+    @if(bytes)
+    return ((quad / 4u * p.blocks + i / 8u) * 8u + i % 8u) * 4u + quad % 4u;
+}
+
+// The panel's row of scales, counted in groups.
+fn group_at(p: Panels, quad: u32, i: u32) -> u32 {
+    return quad / 4u * p.groups + i / p.group_k4;
+}
+
+// Where the vec4u with the scales of the same lies.
+fn scales_at(p: Panels, quad: u32, i: u32) -> u32 {
+    let group = group_at(p, quad, i);
+    return p.scales + select(group * 2u + quad % 4u / 2u, group * 4u + quad % 4u, p.scale_type == 0u);
+}
+
+// Where the vec4u with the offsets of the same lies; any place if there are none.
+fn offsets_at(p: Panels, quad: u32, i: u32) -> u32 {
+    let group = group_at(p, quad, i);
+    return select(0u, p.offsets + select(group, group * 2u + quad % 4u / 2u, p.offset_type == 1u),
+        p.offset_type == 1u || p.offset_type == 2u);
+}
+
+// Of 8 rows' 16-bit words, the four rows'.
+fn half(words: vec4u, quad: u32) -> vec2u {
+    return select(words.xy, words.zw, quad % 2u == 1u);
+}
+
+fn f16s(words: vec2u) -> vec4f {
+    return vec4f(unpack2x16float(words.x), unpack2x16float(words.y));
+}
+
+fn scale_of(p: Panels, words: vec4u, quad: u32) -> vec4f {
+    let h = half(words, quad);
+    if p.scale_type == 0u {
+        return bitcast<vec4f>(words);
+    }
+    if p.scale_type == 1u {
+        return f16s(h);
+    }
+    return bitcast<vec4f>(vec4u(h.x << 16u, h.x & 0xffff0000u, h.y << 16u, h.y & 0xffff0000u));
+}
+
+// The codes of column 4 i + b of four rows.
+fn codes(words: vec4u, i: u32, b: u32) -> vec4f {
+    @if(nibbles)
+    return vec4f((words >> vec4u(8u * b + i % 8u / 4u * 4u)) & vec4u(15u));
+    @if(bytes)
+    return vec4f(bitcast<vec4i>(words << vec4u(24u - 8u * b)) >> vec4u(24u));
+}
+
+fn element(p: Panels, c: vec4f, scale: vec4f, offsets: vec4u, quad: u32) -> vec4f {
+    switch p.offset_type {
+        case 0u: {
+            @if(nibbles)
+            return scale * (c - 8.0);
+            @if(bytes)
+            return scale * c;
+        }
+        case 1u: {
+            return fma(scale, c, f16s(half(offsets, quad)));
+        }
+        case 2u: {
+            let zeros = (vec4u(offsets[quad % 4u]) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(255u);
+            return scale * (c - vec4f(zeros));
+        }
+        default: {
+            return scale * vec4f(NF4[u32(c.x)], NF4[u32(c.y)], NF4[u32(c.z)], NF4[u32(c.w)]);
+        }
+    }
+}
+
+// Elements 4 i .. 4 i + 3 of four rows, as columns.
+fn decode(p: Panels, words: vec4u, scales: vec4u, offsets: vec4u, quad: u32, i: u32) -> mat4x4f {
+    let scale = scale_of(p, scales, quad);
+    return mat4x4f(
+        element(p, codes(words, i, 0u), scale, offsets, quad),
+        element(p, codes(words, i, 1u), scale, offsets, quad),
+        element(p, codes(words, i, 2u), scale, offsets, quad),
+        element(p, codes(words, i, 3u), scale, offsets, quad));
+}
