@@ -33,16 +33,13 @@ const ALIGNMENT: usize = 64;
 
 /// The format of a matrix of a checkpoint by its name; `None` for those that stay dense.
 fn format_of(name: &str, quant: Quant) -> Option<PanelFormat> {
-    let has = |part: &&str| name.contains(part);
-    match () {
-        () if ["wpe.", "embed_positions."].iter().any(|part| has(part)) => None,
-        () if ["wte.", "embed_tokens.", "lm_head.", "project_in.", "project_out."]
-            .iter()
-            .any(|part| has(part)) =>
-        {
-            Some(quant.outside())
-        }
-        () => Some(quant.layers()),
+    const POSITIONS: [&str; 2] = ["wpe.", "embed_positions."];
+    const OUTSIDE: [&str; 5] = ["wte.", "embed_tokens.", "lm_head.", "project_in.", "project_out."];
+    let is_one_of = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    match (is_one_of(&POSITIONS), is_one_of(&OUTSIDE)) {
+        (true, _) => None,
+        (false, true) => Some(quant.outside()),
+        (false, false) => Some(quant.layers()),
     }
 }
 

@@ -178,7 +178,7 @@ impl<'a> Panel<'a> {
     /// additions need not wait for each other.
     #[inline(always)]
     fn floats<S: Simd, const N: usize>(&self, simd: S, x: [&[[f32; BLOCK]]; N]) -> [S::Vector; N] {
-        let mut totals = [[simd.zero(); 4]; N];
+        let mut totals = [[simd.zero(); N]; 4];
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
         let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
         self.groups(simd, |scale, at, blocks| {
@@ -186,19 +186,23 @@ impl<'a> Panel<'a> {
                 let x = x.map(|x| &x[block]);
                 for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
                     for half in 0..halves {
-                        for part in 0..4 {
+                        for (part, totals) in totals.iter_mut().enumerate() {
                             let element = self.elements(simd, words, part, half, at, scale);
                             let col = half * BLOCK / 2 + 4 * v + part;
-                            for n in 0..N {
-                                totals[n][part] = simd.fma(element, simd.splat(x[n][col]), totals[n][part]);
+                            for (total, x) in totals.iter_mut().zip(x) {
+                                *total = simd.fma(element, simd.splat(x[col]), *total);
                             }
                         }
                     }
                 }
             }
         });
-        let ones = simd.splat(1.0);
-        totals.map(|[a, b, c, d]| simd.fma(simd.fma(b, ones, a), ones, simd.fma(d, ones, c)))
+        let ([a, b, c, d], ones) = (totals, simd.splat(1.0));
+        let mut sums = a;
+        for n in 0..N {
+            sums[n] = simd.fma(simd.fma(b[n], ones, a[n]), ones, simd.fma(d[n], ones, c[n]));
+        }
+        sums
     }
 
     /// The elements of 16 rows in one column.
