@@ -288,6 +288,8 @@ fn a_plan_has_shapes_and_costs_that_add_up() {
     let plain = plan(&["--adapter-rank", "4", "--plain"]);
     assert!(plain["total"]["launches"].as_u64() > fused["total"]["launches"].as_u64());
     assert_eq!(plan(&["--adapter-rank", "4", "--lora-layers", "none"])["ops"], plan(&[])["ops"]);
+    let weights = |plan: Value| plan["total"]["weight_bytes"].as_u64().expect("a number");
+    assert!(2 * weights(plan(&["--quant", "q4_0"])) < weights(plan(&[])));
     let text = stdout(&["plan", "--shape", "tiny", "--prefill", "--depth", "7"]);
     assert!(text.lines().last().is_some_and(|line| line.contains("total")), "{text}");
 }

@@ -10,7 +10,7 @@ use common::{Expected, error, fixtures, gpu_required, options};
 use wattle_engine::adapter::Adapter;
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
-use wattle_engine::model::Model;
+use wattle_engine::model::{Model, Quant};
 use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Precision, Row, Sample};
 use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
@@ -253,16 +253,20 @@ fn shape(step: &Step, rank: u32) -> StepShape {
 #[test]
 fn costs_are_what_counting_views_of_the_twins_count() {
     // A shape has one rank per slot: only adapters of all projections in the layers have it everywhere.
-    for (name, adapter) in [
-        ("llama", Some("all-linear")),
-        ("llama-sharded", None),
-        ("gpt2-prefix", Some("c-attn-c-proj-c-fc")),
-        ("phi3", Some("fused")),
-        ("qwen3", Some("all-linear")),
-        ("opt-350m", None),
-        ("mistral", Some("all-linear")),
+    for (name, adapter, quant) in [
+        ("llama", Some("all-linear"), None),
+        ("llama", Some("all-linear"), Some(Quant::Q4_1)),
+        ("llama-sharded", None, None),
+        ("gpt2-prefix", Some("c-attn-c-proj-c-fc"), None),
+        ("gpt2-prefix", None, Some(Quant::Int4)),
+        ("phi3", Some("fused"), None),
+        ("phi3", Some("fused"), Some(Quant::Q8_0)),
+        ("qwen3", Some("all-linear"), None),
+        ("opt-350m", None, None),
+        ("mistral", Some("all-linear"), None),
     ] {
-        let model = load(name);
+        let dense = load(name);
+        let model = quant.map_or(Ok(dense.clone()), |quant| dense.quantized(quant)).expect("finite weights");
         let plain = plan::build(&model.spec, &model.weights, LoraCapacity { outside: false, ..LORA });
         let mut backend = CpuBackend::new(CpuOptions {
             mode: Mode::Plain,
@@ -290,7 +294,7 @@ fn costs_are_what_counting_views_of_the_twins_count() {
             for (index, counted) in counted.into_iter().enumerate() {
                 let cost = plan.cost(index, &shape);
                 let bytes = OpCost { flops: 0, lora_flops: 0, launches: 0, ..cost };
-                assert_eq!(bytes, counted, "{name}: {}", plan.ops[index].name);
+                assert_eq!(bytes, counted, "{name} {quant:?}: {}", plan.ops[index].name);
             }
         }
     }

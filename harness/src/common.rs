@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use wattle_engine::{ActiveFrom, BackendChoice, model};
+use wattle_engine::model::{self, Model};
+use wattle_engine::{ActiveFrom, BackendChoice};
 
 use crate::error::{Error, Result};
 use crate::layers::Layers;
@@ -65,6 +66,14 @@ impl Common {
             precision: self.precision(),
             threads: self.threads.map(usize::from),
             ..wattle_engine::EngineOptions::default()
+        }
+    }
+
+    /// The model with its weights kept as `--quant` says.
+    pub fn quantized(&self, model: Model) -> Result<Model> {
+        match self.quant.into() {
+            Some(quant) => Ok(model.quantized(quant)?),
+            None => Ok(model),
         }
     }
 

@@ -73,6 +73,14 @@ impl Bits {
         }
     }
 
+    /// The unsigned code in the middle of the range.
+    pub const fn middle(self) -> u8 {
+        match self {
+            Self::Four => 8,
+            Self::Eight => 128,
+        }
+    }
+
     /// Where the code of an element of a matrix of `cols` columns lies: its byte, and whether it is the high half.
     pub fn code_at(self, cols: usize, row: usize, col: usize) -> (usize, bool) {
         let block = row / PANEL * cols.div_ceil(BLOCK) + col / BLOCK;

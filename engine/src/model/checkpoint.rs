@@ -83,15 +83,11 @@ impl Checkpoint {
         self.listed(name, shape)?.tensor(name, shape)
     }
 
-    /// See [`TensorFile::typed`].
-    pub(super) fn typed<T>(
-        &self,
-        name: &str,
-        shape: &[usize],
-        types: &str,
-        accept: impl Fn(safetensors::Dtype) -> Option<T>,
-    ) -> Result<(T, Bytes)> {
-        self.listed(name, shape)?.typed(name, shape, types, accept)
+    /// The bytes (not necessarily aligned) of the tensor `name`, which must have `shape` and be of type `dtype`.
+    pub(super) fn exactly(&self, name: &str, shape: &[usize], dtype: safetensors::Dtype) -> Result<Bytes> {
+        let accept = |found| (found == dtype).then_some(());
+        let typed = self.listed(name, shape)?.typed(name, shape, &format!("{dtype:?}"), accept)?;
+        Ok(typed.1)
     }
 
     /// The file that is said to have the tensor.

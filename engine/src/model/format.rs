@@ -5,6 +5,7 @@ use std::fmt;
 pub use wattle_kernels_cpu::panels::{BLOCK, Bits, Offset, PANEL};
 
 use super::matrix::{Dtype, Part};
+use super::quantize::Quant;
 
 /// How a matrix is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,10 +52,6 @@ pub const Q4_1: PanelFormat = PanelFormat { offset: Offset::Minimum, ..Q4_0 };
 pub const INT8: PanelFormat = PanelFormat { group: None, scale: Dtype::F32, ..Q8_0 };
 /// 4 bits, symmetric, a scale for each output channel.
 pub const INT4: PanelFormat = PanelFormat { bits: Bits::Four, ..INT8 };
-
-/// The formats that have a name of their own.
-const NAMED: [(&str, PanelFormat); 5] =
-    [("q8_0", Q8_0), ("q4_0", Q4_0), ("q4_1", Q4_1), ("int8", INT8), ("int4", INT4)];
 
 impl PanelFormat {
     /// Columns that share a scale in rows of `cols`.
@@ -123,8 +120,8 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dense(dtype) => write!(f, "{dtype:?}"),
-            Self::Panels(format) => match NAMED.iter().find(|(_, named)| named == format) {
-                Some((name, _)) => f.write_str(name),
+            Self::Panels(format) => match Quant::ALL.iter().find(|quant| quant.layers() == *format) {
+                Some(quant) => f.write_str(quant.name()),
                 None => {
                     let group = format.group.map_or("row".into(), |group| group.to_string());
                     write!(f, "{}-bit {:?} per {group}", self.element_bits(), format.offset)

@@ -98,16 +98,7 @@ pub struct Matrix {
 impl Matrix {
     /// A matrix of one part; `None` unless `data` has exactly `rows × cols` aligned elements.
     pub fn new(name: impl Into<String>, rows: usize, cols: usize, dtype: Dtype, data: Bytes) -> Option<Self> {
-        let bytes = rows.checked_mul(cols)?.checked_mul(dtype.size())?;
-        let aligned = data.as_ref().as_ptr().align_offset(dtype.size()) == 0;
-        (data.as_ref().len() == bytes && aligned).then(|| Self {
-            name: name.into(),
-            rows,
-            cols,
-            format: Format::Dense(dtype),
-            parts: vec![Part { rows, data, scales: None }],
-            order: None,
-        })
+        Self::of_part(name.into(), cols, Format::Dense(dtype), Part { rows, data, scales: None })
     }
 
     /// A quantized matrix; `None` unless codes, scales and offsets have the lengths and alignments of `format`.
@@ -119,10 +110,13 @@ impl Matrix {
         data: Bytes,
         scales: [Bytes; 2],
     ) -> Option<Self> {
-        let format = Format::Panels(format);
         let part = Part { rows, data, scales: Some(scales) };
-        let name = name.into();
-        format.fits(&part, cols).then(|| Self { name, rows, cols, format, parts: vec![part], order: None })
+        Self::of_part(name.into(), cols, Format::Panels(format), part)
+    }
+
+    fn of_part(name: String, cols: usize, format: Format, part: Part) -> Option<Self> {
+        let fits = format.fits(&part, cols);
+        fits.then(|| Self { name, rows: part.rows, cols, format, parts: vec![part], order: None })
     }
 
     /// A matrix of f32 values, for tests and benches.
@@ -152,9 +146,14 @@ impl Matrix {
         })
     }
 
+    /// Bits of all elements, scales and offsets, without what fills panels up.
+    pub fn bits(&self) -> usize {
+        self.rows * self.format.row_bits(self.cols)
+    }
+
     /// Bytes of all elements, scales and offsets, without what fills panels up.
     pub fn bytes(&self) -> usize {
-        (self.rows * self.format.row_bits(self.cols)).div_ceil(8)
+        self.bits().div_ceil(8)
     }
 }
 
@@ -168,7 +167,7 @@ pub struct Vector {
 }
 
 /// f32 values as an owner of [`Bytes`]: unlike a `Vec<u8>`, aligned for f32.
-pub(super) struct AlignedF32(pub Vec<f32>);
+struct AlignedF32(Vec<f32>);
 
 impl AsRef<[u8]> for AlignedF32 {
     fn as_ref(&self) -> &[u8] {

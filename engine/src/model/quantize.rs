@@ -158,13 +158,9 @@ impl Made {
         let Some([codes, scales, offsets]) = format.bytes(PANEL, cols) else { return false };
         let panels = self.codes.as_mut().par_chunks_mut(codes);
         let scales = self.scales.as_mut().par_chunks_mut(scales);
-        // Formats without offsets have no bytes to divide.
-        let count = rows.div_ceil(PANEL);
-        let mut none = vec![[0_u8; 0]; count];
-        let offsets: Vec<&mut [u8]> = match offsets {
-            0 => none.iter_mut().map(|none| &mut none[..]).collect(),
-            bytes => self.offsets.as_mut().chunks_mut(bytes).collect(),
-        };
+        // Formats without offsets have no bytes to divide: what comes after the last chunk is empty.
+        let mut chunks = self.offsets.as_mut().chunks_mut(offsets.max(1));
+        let offsets: Vec<_> = (0..rows.div_ceil(PANEL)).map(|_| chunks.next().unwrap_or_default()).collect();
         panels.zip(scales).zip(offsets).enumerate().all(|(index, ((codes, scales), offsets))| {
             let mut panel = PanelMut { format, cols, codes, scales, offsets };
             let first = index * PANEL;

@@ -22,7 +22,7 @@ use super::format::{BLOCK, Format, Offset, PANEL, PanelFormat};
 use super::matrix::{Bytes, Dtype, Matrix, Vector};
 use super::quantize::{Quant, quantize};
 use super::weights::{Order, Source};
-use super::{Model, families, fields, weights};
+use super::{Model, families, fields, published, weights};
 use crate::error::{Error, Result};
 
 /// What `quant_method` says.
@@ -78,9 +78,7 @@ impl Stored {
             .ok_or_else(|| from.error(&name, "a position table, which stays dense, has codes"))?;
         let [codes, scales] = shapes(&format, rows, cols);
         let array = |suffix: &str, shape: &[usize], dtype: safetensors::Dtype| {
-            let accept = |found| (found == dtype).then_some(());
-            from.typed(&format!("{name}.{suffix}"), shape, &format!("{dtype:?}"), accept)
-                .map(|(_, data)| data)
+            from.exactly(&format!("{name}.{suffix}"), shape, dtype)
         };
         let copied = |data: Bytes, dtype: Dtype| {
             aligned(data, dtype).ok_or_else(|| from.error(&name, "no memory for a copy"))
@@ -212,7 +210,7 @@ impl Model {
         let path = dir.join("config.json");
         let config =
             fields(&path)?.ok_or_else(|| Error::file(&path, "no such file; a model directory has one"))?;
-        if config.object("quantization_config")?.is_some() {
+        if published::read(&config)?.is_some() {
             return Err(config.error("quantization_config", "is quantized already"));
         }
         let files = ["config.json", "model.safetensors"].map(|name| out.join(name));

@@ -82,7 +82,7 @@ impl TensorFile {
 
     /// What `accept` makes of the type of the tensor `name`, which must be one of `types`, and its bytes (not
     /// necessarily aligned); it must have `shape`.
-    pub(crate) fn typed<T>(
+    pub(super) fn typed<T>(
         &self,
         name: &str,
         shape: &[usize],

@@ -49,7 +49,7 @@ impl Coster<'_> {
 
     /// A weight and an input for each multiply-add; a scale with the first weight of its group.
     fn products(&self, matrices: &[&Matrix]) -> u64 {
-        let bits: usize = matrices.iter().map(|m| m.rows * (m.format.row_bits(m.cols) + 32 * m.cols)).sum();
+        let bits: usize = matrices.iter().map(|m| m.bits() + 32 * m.rows * m.cols).sum();
         (self.n() * bits as u64).div_ceil(8)
     }
 

@@ -71,8 +71,7 @@ impl<'a> Coster<'a> {
             }
             OpKind::Project(project) => self.project(project),
             OpKind::GateUp(g) => {
-                let bits = |m: &Matrix| m.rows * m.format.row_bits(m.cols);
-                let weights = (bits(&g.gate) + bits(&g.up)).div_ceil(8);
+                let weights = (g.gate.bits() + g.up.bits()).div_ceil(8);
                 let bias =
                     [&g.gate_bias, &g.up_bias].into_iter().flatten().map(|b| b.values.len()).sum::<usize>();
                 let mut cost = self.matmul(&[&*g.gate, &*g.up], weights as u64 + bias as u64 * F32);

@@ -136,7 +136,7 @@ impl<'a> Bench<'a> {
             None => Model::load(&Source::find(common)?.model)?,
         };
         let options = common.engine_options();
-        let model = options.quant.map_or(Ok(model.clone()), |quant| model.quantized(quant))?;
+        let model = common.quantized(model)?;
         common.lora_layers.mask(model.spec.layers)?;
         let longest =
             args.prompt.saturating_add(1).max(args.depth.saturating_add(args.new).saturating_add(3));

@@ -58,10 +58,11 @@ fn model(args: &Args, common: &Common) -> Result<(Model, LoraCapacity)> {
     let slot = |rank, outside| LoraCapacity { slots: usize::from(rank > 0), rank, outside };
     let given = args.adapter_rank.map(|rank| slot(rank as usize, false));
     if let Some(shape) = &args.shape {
-        return Ok((Model::random(shape, Dtype::Bf16, 0)?, given.unwrap_or_default()));
+        let model = common.quantized(Model::random(shape, Dtype::Bf16, 0)?)?;
+        return Ok((model, given.unwrap_or_default()));
     }
     let source = Source::find(common)?;
-    let model = Model::load(&source.model)?;
+    let model = common.quantized(Model::load(&source.model)?)?;
     if let Some(lora) = given.or(source.adapters.is_empty().then(LoraCapacity::default)) {
         return Ok((model, lora));
     }

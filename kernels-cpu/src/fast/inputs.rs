@@ -1,5 +1,6 @@
 //! Inputs as the kernels of quantized matrices read them.
 
+use super::math::ROUND;
 use super::simd::{Inputs, Simd, Work, run};
 use super::threads::lines;
 use crate::panels::BLOCK;
@@ -81,8 +82,6 @@ impl<I: Iterator<Item = [f32; BLOCK]>> Work for Round<'_, I> {
 
 #[inline(always)]
 fn round(x: &[f32; BLOCK]) -> Block {
-    /// Adding it rounds to an integer, which is then in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let mut max = 0.0_f32;
     // 0, or NaN where an input is not finite: the block's results must not be.
     let mut finite = 0.0;

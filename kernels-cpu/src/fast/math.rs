@@ -3,13 +3,14 @@
 use super::simd::Simd;
 use crate::activate::Function;
 
+/// Adding 1.5 · 2^23 rounds to an integer, which is then in the low bits; subtracting it gives the integer.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
 /// e^x within 2 ulp for x in \[-87, 88\]; beyond, the value at the border.
 ///
 /// x = n ln 2 + r with |r| ≤ ln 2 / 2; e^r is its Taylor polynomial of degree 7 (error 5e-9), and 2^n is made from bits.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: f32) -> f32 {
-    /// Adding it rounds to an integer, which is then in the low bits; subtracting it gives the integer.
-    const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts, the first with zeros at its end, so that n times it is exact.
     const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
     let x = x.clamp(-87.0, 88.0);

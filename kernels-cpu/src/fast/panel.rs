@@ -3,9 +3,9 @@
 //! Each of the 16 rows has its own lane, so that no sum is ever divided: groups, blocks and columns follow each other
 //! in the matrix's order, whatever the instruction set and however many lines there are.
 
-use half::{bf16, f16};
-
 use std::ops::Range;
+
+use half::{bf16, f16};
 
 use super::inputs::{Block, Lines};
 use super::simd::{Bytes, LANES, Nibbles, Simd, Words};
@@ -144,6 +144,8 @@ impl<'a> Panel<'a> {
         dots: impl Fn(usize, [&Block; N]) -> [S::Ints; N],
     ) -> [S::Vector; N] {
         let mut totals = [simd.zero(); N];
+        // Where all codes are around the middle, the sums of inputs are not asked for.
+        let shifted = matches!(self.matrix.offsets, Offsets::Minimum(_) | Offsets::Zero(_));
         self.groups(simd, |scale, at, blocks| {
             let mut sums = [simd.zero(); N];
             let mut inputs = [0.0; N];
@@ -152,7 +154,9 @@ impl<'a> Panel<'a> {
                 let ints = dots(block, x);
                 for n in 0..N {
                     sums[n] = simd.fma(simd.floats(ints[n]), simd.splat(x[n].scale), sums[n]);
-                    inputs[n] += x[n].scale * x[n].sum as f32;
+                    if shifted {
+                        inputs[n] += x[n].scale * x[n].sum as f32;
+                    }
                 }
             }
             for n in 0..N {

@@ -220,8 +220,7 @@ def notes(rng, n=8):
 
 # What the base's text is made of, and the shares, from a chunk of the training on.
 KINDS = ["sums", "notes", "news", "lists", "worked", "direct"]
-PHASES = [(0, [8, 14, 12, 24, 20, 22]), (9, [20, 7, 8, 25, 22, 18]), (12, [16, 14, 10, 20, 20, 20]),
-          (18, [8, 12, 8, 16, 16, 40])]
+PHASES = [(0, [12, 12, 12, 22, 16, 26]), (20, [8, 12, 12, 18, 16, 34])]
 
 
 def base_example(rng, chunk=0):

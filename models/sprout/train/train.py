@@ -21,6 +21,7 @@ from model import CONFIG, Llama, Muon
 
 HERE = Path(__file__).resolve().parent
 RANK, ALPHA = 16, 32
+DIRECT_WEIGHT = 4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -28,18 +29,21 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def encode(tok, pairs):
-    """(prompt, response) pairs -> [(ids, mark)]: mark is 1 on the response (closed by eos), 0 on the prompt.
+    """(prompt, response) pairs -> [(ids, mark)]: mark is the weight in the loss of a token of the response (closed by
+    eos), 0 on the prompt.
 
-    In bare equations, which have no prompt, only the results are marked: their operands cannot be foreseen.
+    In bare equations, which have no prompt, only the results are marked: their operands cannot be foreseen. A direct
+    answer weighs more, for it is one token to learn from where a list or a worked solution has ten.
     """
     eos, equals = tok.token_to_id(data.EOS), tok.token_to_id("Ġ=")
     a = tok.encode_batch([p for p, _ in pairs])
     b = tok.encode_batch([r for _, r in pairs])
     out = []
-    for x, y in zip(a, b):
+    for x, y, (_, response) in zip(a, b, pairs):
         ids = x.ids + y.ids + [eos]
         if x.ids:
-            mark = [0] * len(x.ids) + [1] * (len(ids) - len(x.ids))
+            weight = DIRECT_WEIGHT if response.startswith(" Answer:") else 1
+            mark = [0] * len(x.ids) + [weight] * (len(ids) - len(x.ids))
         else:
             mark = [0] + [int(t == equals) for t in ids[:-1]]
         out.append((ids, mark))
@@ -67,7 +71,7 @@ def batches(tok, make, seed, tokens, same_prompt):
     while True:
         rng = random.Random(f"{seed} {chunk}")
         def prompt(item):
-            return item[1].index(1) if same_prompt else 0
+            return item[1].count(0) if same_prompt else 0
 
         items = encode(tok, [make(rng, chunk) for _ in range(8192)])
         items.sort(key=lambda x: (prompt(x), len(x[0])))
@@ -125,7 +129,7 @@ def train(net, tok, make, optimizers, args, total, warm, decay_from, adapter, lo
             target, weight = ids[:, n + 1 :], resp[:, n + 1 :]
         else:  # a little on the prompt
             logits = net(ids[:, :-1])
-            target, weight = ids[:, 1:], resp[:, 1:] + args.prompt_loss * ((1 - resp[:, 1:]) * (ids[:, 1:] != pad))
+            target, weight = ids[:, 1:], resp[:, 1:] + args.prompt_loss * ((resp[:, 1:] == 0) & (ids[:, 1:] != pad))
         ce = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(weight)
         loss = (ce * weight).sum() / weight.sum()
         for o in optimizers:
@@ -153,8 +157,8 @@ def quick(net, tok, adapter, n=60, seed=7):
     rng = random.Random(f"sprout check {seed}")
     out = {}
     pad = tok.token_to_id(data.PAD)
-    for k in (1, 2, 3, 4, 5, "labels", "steps1", "steps2"):
-        if adapter and str(k).startswith("steps"):
+    for k in (1, 2, 3, 4, 5, "labels", "steps1", "steps2", "lists3"):
+        if adapter and str(k).startswith(("steps", "lists")):
             continue
         items = []
         for i in range(n):
@@ -163,11 +167,14 @@ def quick(net, tok, adapter, n=60, seed=7):
                 items.append((data.news_prompt(item), data.direct(item["answer"])))
             else:
                 p = data.problem(rng, int(str(k)[-1]), data.TEST)
-                mark = str(k).startswith("steps")
-                items.append((p["text"] + data.STEPS_MARK * mark,
-                              data.in_steps(p) if adapter or mark else data.direct(p["answer"])))
+                if str(k).startswith("lists"):
+                    items.append((p["text"] + data.LIST_MARK, data.in_list(p)))
+                elif str(k).startswith("steps"):
+                    items.append((p["text"] + data.STEPS_MARK, data.in_steps(p)))
+                else:
+                    items.append((p["text"], data.in_steps(p) if adapter else data.direct(p["answer"])))
         ids, resp = collate(encode(tok, items), pad)
-        best = net(ids[:, :-1], resp[:, :-1, None] if adapter else None).argmax(-1)
+        best = net(ids[:, :-1], (resp[:, :-1, None] > 0).float() if adapter else None).argmax(-1)
         wrong = (best != ids[:, 1:]) & (resp[:, 1:] > 0)
         out[f"acc_{k}"] = round(1 - wrong.any(1).float().mean().item(), 3)
     return out

@@ -84,7 +84,7 @@ impl Compressed {
             words: cols.div_ceil(per),
             codes: Words::new(&codes, self.bits),
             zeros: zeros.as_ref().map(|zeros| Words::new(zeros, self.bits)),
-            middle: if self.bits == Bits::Four { 8 } else { 128 },
+            middle: self.bits.middle(),
         };
         let format =
             PanelFormat { bits: self.bits, offset: Offset::Zero, group: self.group, scale: scales.dtype };
@@ -142,8 +142,8 @@ fn absent(config: &Fields, name: &str) -> Result<()> {
 
 /// That `weight_shape` says what config.json says.
 fn check_shape(from: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<()> {
-    let typed = from.typed(name, &[2], "I64", |dtype| (dtype == safetensors::Dtype::I64).then_some(()))?;
-    let stored: Vec<i64> = typed.1.as_ref().as_chunks().0.iter().copied().map(i64::from_le_bytes).collect();
+    let bytes = from.exactly(name, &[2], safetensors::Dtype::I64)?;
+    let stored: Vec<i64> = bytes.as_ref().as_chunks().0.iter().copied().map(i64::from_le_bytes).collect();
     match stored.iter().map(|&size| usize::try_from(size).ok()).eq(shape.map(Some)) {
         true => Ok(()),
         false => Err(from.error(name, format!("says {stored:?}; config.json asks for {shape:?}"))),

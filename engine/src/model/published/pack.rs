@@ -44,7 +44,7 @@ impl Target<'_> {
     /// Zero points that the format cannot hold (an error about the tensor `zeros`); no memory.
     pub(super) fn affine(mut self, zeros: &str, elements: &impl Elements) -> Result<Matrix> {
         let groups = self.format.groups(self.cols);
-        let middle = if self.format.bits == Bits::Four { 8 } else { 128 };
+        let middle = self.format.bits.middle();
         let all = (0..self.rows).all(|row| (0..groups).all(|group| elements.zero(row, group) == middle));
         self.format.offset = match (all, self.format.bits) {
             (true, _) => Offset::Middle,

@@ -39,20 +39,17 @@ impl<'a> Words<'a> {
 
 /// The bytes of a tensor of 32-bit words.
 pub(super) fn words(from: &Checkpoint, name: &str, shape: &[usize]) -> Result<Bytes> {
-    let typed = from.typed(name, shape, "I32", |dtype| (dtype == safetensors::Dtype::I32).then_some(()));
-    Ok(typed?.1)
+    from.exactly(name, shape, safetensors::Dtype::I32)
 }
 
 /// The bytes of a tensor of bytes.
 pub(super) fn bytes(from: &Checkpoint, name: &str, shape: &[usize]) -> Result<Bytes> {
-    let typed = from.typed(name, shape, "U8", |dtype| (dtype == safetensors::Dtype::U8).then_some(()));
-    Ok(typed?.1)
+    from.exactly(name, shape, safetensors::Dtype::U8)
 }
 
 /// A tensor of f32.
 pub(super) fn floats(from: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    let typed = from.typed(name, shape, "F32", |dtype| (dtype == safetensors::Dtype::F32).then_some(()));
-    let values = to_f32(typed?.1.as_ref(), Dtype::F32);
+    let values = to_f32(from.exactly(name, shape, safetensors::Dtype::F32)?.as_ref(), Dtype::F32);
     finite(from, name, &values)?;
     Ok(values)
 }
