@@ -30,7 +30,7 @@ pub enum ActiveFrom {
     Adapter,
     /// ActiveFrom this position on; 0 is everywhere.
     Position(usize),
-    /// ActiveFrom the first generated token on (masked LoRA: the prompt is encoded by the base).
+    /// From the first generated token on (masked LoRA: the prompt is encoded by the base).
     Generated,
 }
 
@@ -160,9 +160,9 @@ pub struct Report {
     pub prompt_tokens: usize,
     /// New tokens of all paths.
     pub new_tokens: usize,
-    /// ActiveFrom submission to the first new token.
+    /// From submission to the first new token.
     pub first_token: Duration,
-    /// ActiveFrom the first new token to the last.
+    /// From the first new token to the last.
     pub decode: Duration,
     /// (row, layer) pairs in which LoRA was on.
     pub lora_layers_run: u64,

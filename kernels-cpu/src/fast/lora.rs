@@ -1,17 +1,90 @@
 //! LoRA: t = A x, and y + B t.
 
+use half::f16;
 use wattle_shaders::Row;
 
-use super::simd::{Simd, Work, run};
-use super::threads::lines;
+use super::inputs::Precision;
+use super::simd::{Element, LANES, Simd, Work, run};
+use super::threads::{Columns, columns, each, lines, parts};
 use super::tile::products;
-use crate::{Lora, State};
+use crate::{Lora, Pair, State};
+
+/// A factor as the fast kernels read it: A row-major \[rank, cols\], B in panels of 16 outputs
+/// \[panels, rank, 16\], the last one filled up with zeros.
+#[derive(Clone, Copy, Debug)]
+pub enum Factor<'a> {
+    /// IEEE binary32.
+    F32(&'a [f32]),
+    /// IEEE binary16.
+    F16(&'a [f16]),
+}
+
+impl Factor<'_> {
+    fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(values) => values[index],
+            Self::F16(values) => values[index].to_f32(),
+        }
+    }
+}
+
+/// The owner of a [`Factor`].
+#[derive(Clone, Debug)]
+pub enum Factors {
+    /// IEEE binary32.
+    F32(Vec<f32>),
+    /// IEEE binary16.
+    F16(Vec<f16>),
+}
+
+impl Factors {
+    /// A \[rank, cols\]: in fast precision as f16, unless that cannot hold it.
+    pub fn down(a: &[f32], precision: Precision) -> Self {
+        Self::new(a.to_vec(), precision)
+    }
+
+    /// B \[rows, rank\]: in fast precision as f16, unless that cannot hold it.
+    pub fn up(b: &[f32], rank: usize, precision: Precision) -> Self {
+        let rows = b.len() / rank.max(1);
+        let mut panels = vec![0.0; rows.next_multiple_of(LANES) * rank];
+        for (row, b) in b.chunks(rank.max(1)).enumerate() {
+            for (r, &b) in b.iter().enumerate() {
+                panels[(row / LANES * rank + r) * LANES + row % LANES] = b;
+            }
+        }
+        Self::new(panels, precision)
+    }
+
+    fn new(values: Vec<f32>, precision: Precision) -> Self {
+        let fits = |values: &[f32]| values.iter().all(|value| value.abs() <= f16::MAX.to_f32());
+        match precision {
+            Precision::Fast if fits(&values) => Self::F16(values.into_iter().map(f16::from_f32).collect()),
+            _ => Self::F32(values),
+        }
+    }
+
+    /// The values.
+    pub fn view(&self) -> Factor<'_> {
+        match self {
+            Self::F32(values) => Factor::F32(values),
+            Self::F16(values) => Factor::F16(values),
+        }
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val(&values[..]),
+            Self::F16(values) => size_of_val(&values[..]),
+        }
+    }
+}
 
 /// y += B t for the outputs from `start` on of row `line`, the rank's terms in ascending order.
 #[inline(always)]
 pub(super) fn add_up<S: Simd>(
     simd: S,
-    lora: &Lora<&[f32]>,
+    lora: &Lora<Factor>,
     row: &Row,
     line: usize,
     t: &[f32],
@@ -24,19 +97,51 @@ pub(super) fn add_up<S: Simd>(
     let end = start + y.len();
     for (index, target) in lora.targets.iter().enumerate() {
         let Some(pair) = lora.active(index, row) else { continue };
+        let (from, to) = (start.max(target.start), end.min(target.start + target.rows));
+        if from >= to {
+            continue;
+        }
         let t = &t[line * lora.t_width() + index * lora.rank..][..pair.rank];
-        for output in start.max(target.start)..end.min(target.start + target.rows) {
-            let b = &pair.b[(output - target.start) * pair.rank..][..pair.rank];
-            let sum = &mut y[output - start];
-            for (b, t) in b.iter().zip(t) {
-                *sum = simd.mul_add(*b, *t, *sum);
-            }
+        let y = &mut y[from - start..to - start];
+        match pair.b {
+            Factor::F32(b) => add_rows(simd, b, t, from - target.start, y),
+            Factor::F16(b) => add_rows(simd, b, t, from - target.start, y),
         }
     }
 }
 
+/// y += B t for the rows of B from `first` on.
+#[inline(always)]
+fn add_rows<S: Simd, E: Element>(simd: S, b: &[E], t: &[f32], first: usize, y: &mut [f32]) {
+    let mut done = 0;
+    while done < y.len() {
+        let (panel, lane) = ((first + done) / LANES, (first + done) % LANES);
+        let b = b[panel * t.len() * LANES..][..t.len() * LANES].as_chunks().0;
+        let count = (LANES - lane).min(y.len() - done);
+        match y[done..].first_chunk_mut() {
+            Some(y) if lane == 0 => add_panel(simd, b, t, y),
+            _ => {
+                let mut lanes = [0.0; LANES];
+                lanes[lane..][..count].copy_from_slice(&y[done..][..count]);
+                add_panel(simd, b, t, &mut lanes);
+                y[done..][..count].copy_from_slice(&lanes[lane..][..count]);
+            }
+        }
+        done += count;
+    }
+}
+
+#[inline(always)]
+fn add_panel<S: Simd, E: Element>(simd: S, b: &[[E; LANES]], t: &[f32], y: &mut [f32; LANES]) {
+    let mut sums = simd.load(y);
+    for (b, &t) in b.iter().zip(t) {
+        sums = simd.fma(E::load(simd, b), simd.splat(t), sums);
+    }
+    simd.store(sums, y);
+}
+
 /// z = y + B t; `y` and `z` \[rows, width\], `t` \[rows, t width\].
-pub fn lora_up(rows: &[Row], width: usize, lora: &Lora<&[f32]>, y: &[f32], t: &[f32], z: &mut [f32]) {
+pub fn lora_up(rows: &[Row], width: usize, lora: &Lora<Factor>, y: &[f32], t: &[f32], z: &mut [f32]) {
     z.copy_from_slice(y);
     lines(z, width, z.len() * lora.rank, |first, z| run(Up { rows, width, lora, t, first, z }));
 }
@@ -44,7 +149,7 @@ pub fn lora_up(rows: &[Row], width: usize, lora: &Lora<&[f32]>, y: &[f32], t: &[
 struct Up<'a> {
     rows: &'a [Row],
     width: usize,
-    lora: &'a Lora<&'a [f32]>,
+    lora: &'a Lora<Factor<'a>>,
     t: &'a [f32],
     first: usize,
     z: &'a mut [f32],
@@ -61,52 +166,80 @@ impl Work for Up<'_> {
     }
 }
 
+/// Rows of A that are multiplied together.
+const ROWS: usize = 4;
+
 /// t = A x for active rows; `x` \[rows, cols\], `t` \[rows, t width\].
-pub fn lora_down(rows: &[Row], lora: &Lora<&[f32]>, x: &[f32], t: &mut [f32]) {
-    let cost = t.len() * lora.cols;
-    lines(t, lora.t_width(), cost, |first, t| run(Down { rows, lora, x, first, t }));
+pub fn lora_down(rows: &[Row], lora: &Lora<Factor>, x: &[f32], t: &mut [f32]) {
+    if t.is_empty() {
+        return;
+    }
+    let per = lora.t_width().div_ceil(parts(t.len() * lora.cols)).next_multiple_of(ROWS);
+    each(columns(t, lora.t_width(), per), |t| run(Down { rows, lora, x, t }));
 }
 
+/// Some columns of t.
 struct Down<'a> {
     rows: &'a [Row],
-    lora: &'a Lora<&'a [f32]>,
+    lora: &'a Lora<Factor<'a>>,
     x: &'a [f32],
-    first: usize,
-    t: &'a mut [f32],
+    t: Columns<'a>,
 }
 
 impl Work for Down<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { lora, first, t, .. } = self;
-        let width = lora.t_width();
-        let rows = &self.rows[first..first + t.len() / width];
+    fn run<S: Simd>(mut self, simd: S) {
+        let lora = self.lora;
         for index in 0..lora.targets.len() {
             for (slot, pair) in lora.targets[index].slots.iter().enumerate() {
                 let Some(pair) = pair else { continue };
-                // The rows of a slot together, so that its A is read once.
-                let own = |line: &usize| rows[*line].slot as usize == slot && rows[*line].lora_in(lora.layer);
-                let own: Vec<usize> = (0..rows.len()).filter(own).collect();
-                let x: Vec<&[f32]> =
-                    own.iter().map(|line| &self.x[(first + line) * lora.cols..][..lora.cols]).collect();
-                products(simd, pair.a, lora.cols, pair.rank, lora.cols, &x, &mut |line, r, sum| {
-                    t[own[line] * width + index * lora.rank + r] = sum;
-                });
+                match pair.a {
+                    Factor::F32(a) => self.slot(simd, index, slot, pair, a),
+                    Factor::F16(a) => self.slot(simd, index, slot, pair, a),
+                }
             }
         }
     }
 }
 
+impl Down<'_> {
+    /// The rows of a slot together, so that its A is read once.
+    #[inline(always)]
+    fn slot<S: Simd, E: Element>(
+        &mut self,
+        simd: S,
+        index: usize,
+        slot: usize,
+        pair: &Pair<Factor>,
+        a: &[E],
+    ) {
+        let Self { rows, lora, x, t: Columns { start, rows: t } } = self;
+        let width = t.first().map_or(0, |t| t.len());
+        let first = index * lora.rank;
+        let (from, to) = (first.max(*start), (first + pair.rank).min(*start + width));
+        if from >= to {
+            return;
+        }
+        let own = |line: &usize| rows[*line].slot as usize == slot && rows[*line].lora_in(lora.layer);
+        let own: Vec<usize> = (0..rows.len()).filter(own).collect();
+        let lines: Vec<&[f32]> = own.iter().map(|line| &x[line * lora.cols..][..lora.cols]).collect();
+        let a = &a[(from - first) * lora.cols..];
+        products(simd, a, lora.cols, to - from, lora.cols, &lines, &mut |line, r, sum| {
+            t[own[line]][from - *start + r] = sum;
+        });
+    }
+}
+
 /// t = a column of A for active rows; `t` \[rows, t width\].
-pub fn lora_embed(rows: &[Row], lora: &Lora<&[f32]>, states: &[State], t: &mut [f32]) {
+pub fn lora_embed(rows: &[Row], lora: &Lora<Factor>, states: &[State], t: &mut [f32]) {
     for (row, t) in rows.iter().zip(t.chunks_mut(lora.t_width().max(1))) {
         let token = states[row.sequence as usize].token(row) as usize;
         for index in 0..lora.targets.len() {
             let Some(pair) = lora.active(index, row) else { continue };
             for (r, t) in t[index * lora.rank..][..pair.rank].iter_mut().enumerate() {
-                *t = pair.a[r * lora.cols + token];
+                *t = pair.a.get(r * lora.cols + token);
             }
         }
     }

@@ -19,7 +19,7 @@ mod tile;
 
 pub use attend::attend;
 pub use inputs::Precision;
-pub use lora::{lora_down, lora_embed, lora_up};
+pub use lora::{Factor, Factors, lora_down, lora_embed, lora_up};
 pub use project::{GateUp, Project, gate_up, project};
 pub use rows::{RopeKv, activate, add, add_position, embed, kv_write, norm, rope, rope_kv, select};
 pub use sample::sample;

@@ -3,7 +3,7 @@
 use wattle_shaders::Row;
 
 use super::inputs::{Lines, Precision};
-use super::lora::add_up;
+use super::lora::{Factor, add_up};
 use super::math;
 use super::panel;
 use super::simd::{Element, LANES, Simd, Work, run};
@@ -25,7 +25,7 @@ pub struct Project<'a> {
     /// b.
     pub bias: Option<&'a [f32]>,
     /// Factors and t.
-    pub lora: Option<(&'a Lora<&'a [f32]>, &'a [f32])>,
+    pub lora: Option<(&'a Lora<Factor<'a>>, &'a [f32])>,
     /// Applied to the sum.
     pub activation: Option<Function>,
     /// r.
@@ -48,7 +48,7 @@ pub struct GateUp<'a> {
     /// f.
     pub function: Function,
     /// Factors and t.
-    pub lora: Option<(&'a Lora<&'a [f32]>, &'a [f32])>,
+    pub lora: Option<(&'a Lora<Factor<'a>>, &'a [f32])>,
     /// Of x, where G and U are quantized.
     pub precision: Precision,
 }

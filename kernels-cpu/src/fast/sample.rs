@@ -4,21 +4,27 @@ use rayon::prelude::*;
 use wattle_shaders::{Sample, Sampled};
 
 use super::math::exp;
-use super::simd::{Simd, Work, run};
+use super::simd::{LANES, Simd, Work, run};
 use super::threads::parts;
 use super::tile::{maximum, sum};
 use crate::State;
 use crate::philox::uniform;
 
+/// Logits that are summed together: how many threads there are changes no sum.
+const PART: usize = 1 << 13;
+
 /// `logits` \[samples, vocab\]; `states` has an entry per sequence and takes the drawn tokens, after all draws.
 pub fn sample(samples: &[Sample], vocab: usize, logits: &[f32], states: &mut [State]) -> Vec<Sampled> {
     let sequence = |sample: &Sample| sample.sequence as usize;
-    let draw = |(sample, logits)| run(Draw { sample, logits, state: &states[sequence(sample)] });
-    // An exponential is worth about eight multiply-adds, and there are two per logit.
-    let drawn: Vec<Sampled> = if samples.len() < 2 || parts(16 * logits.len()) == 1 {
-        samples.iter().zip(logits.chunks(vocab)).map(draw).collect()
+    let likely = logprobs(vocab, logits);
+    let draw =
+        |((sample, logits), &likely)| run(Draw { sample, logits, likely, state: &states[sequence(sample)] });
+    let all_greedy = samples.iter().all(|sample| sample.temperature == 0.0);
+    // An exponential is worth about eight multiply-adds.
+    let drawn: Vec<Sampled> = if all_greedy || samples.len() < 2 || parts(8 * logits.len()) == 1 {
+        samples.iter().zip(logits.chunks(vocab)).zip(&likely).map(draw).collect()
     } else {
-        samples.par_iter().zip(logits.par_chunks(vocab)).map(draw).collect()
+        samples.par_iter().zip(logits.par_chunks(vocab)).zip(&likely).map(draw).collect()
     };
     for (sample, sampled) in samples.iter().zip(&drawn) {
         states[sequence(sample)].draw(sampled.token);
@@ -26,9 +32,86 @@ pub fn sample(samples: &[Sample], vocab: usize, logits: &[f32], states: &mut [St
     drawn
 }
 
+/// What the logits of a sample say, before it is drawn.
+#[derive(Clone, Copy)]
+struct Likely {
+    /// All are finite.
+    finite: bool,
+    max: f32,
+    /// The first that has the maximum.
+    token: usize,
+    /// ln Σ e^(logit − max).
+    log_total: f64,
+}
+
+/// For each sample, over all threads.
+fn logprobs(vocab: usize, logits: &[f32]) -> Vec<Likely> {
+    let per = vocab.div_ceil(PART);
+    let of_parts = |index: usize| {
+        let (sample, start) = (index / per, index % per * PART);
+        &logits[sample * vocab..][start..vocab.min(start + PART)]
+    };
+    let count = logits.len() / vocab * per;
+    let tasks =
+        || (0..count).into_par_iter().with_min_len(if parts(8 * logits.len()) == 1 { count } else { 1 });
+    let scans: Vec<(bool, f32)> = tasks().map(|index| run(Scan(of_parts(index)))).collect();
+    let maxima: Vec<f32> = scans
+        .chunks(per)
+        .map(|scans| scans.iter().fold(f32::NEG_INFINITY, |max, scan| max.max(scan.1)))
+        .collect();
+    let masses: Vec<f64> =
+        tasks().map(|index| run(Mass { logits: of_parts(index), max: maxima[index / per] })).collect();
+    let likely = |((index, (scans, masses)), max): ((usize, (&[(bool, f32)], &[f64])), f32)| {
+        let part = scans.iter().position(|scan| scan.1 == max).unwrap_or(0);
+        let within = of_parts(index * per + part).iter().position(|&logit| logit == max).unwrap_or(0);
+        let (finite, log_total) = (scans.iter().all(|scan| scan.0), masses.iter().sum::<f64>().ln());
+        Likely { finite, max, token: part * PART + within, log_total }
+    };
+    scans.chunks(per).zip(masses.chunks(per)).enumerate().zip(maxima).map(likely).collect()
+}
+
+/// Whether all of some logits are finite, and the largest.
+struct Scan<'a>(&'a [f32]);
+
+impl Work for Scan<'_> {
+    type Output = (bool, f32);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Self::Output {
+        // NaN and infinities are what times zero is not zero.
+        (sum(simd, self.0, |logit| logit * 0.0) == 0.0, maximum(self.0))
+    }
+}
+
+/// Σ e^(logit − max).
+struct Mass<'a> {
+    logits: &'a [f32],
+    max: f32,
+}
+
+impl Work for Mass<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f64 {
+        let mut lanes = [0.0; LANES];
+        let (chunks, rest) = self.logits.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(exp(simd, logit - self.max));
+            }
+        }
+        for (lane, &logit) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(exp(simd, logit - self.max));
+        }
+        lanes.iter().sum()
+    }
+}
+
 struct Draw<'a> {
     sample: &'a Sample,
     logits: &'a [f32],
+    likely: Likely,
     state: &'a State,
 }
 
@@ -37,15 +120,12 @@ impl Work for Draw<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Sampled {
-        let raw = self.logits;
-        // NaN and infinities are what times zero is not zero.
-        if sum(simd, raw, |logit| logit * 0.0) != 0.0 {
+        let Likely { finite, max, log_total, .. } = self.likely;
+        if !finite {
             return Sampled { token: 0, logprob: f32::NAN, invalid: 1, _pad: 0 };
         }
-        let max = maximum(raw);
-        let total = masses(simd, raw, max, f32::NEG_INFINITY).1;
         let token = self.token(simd);
-        let logprob = f64::from(raw[token]) - f64::from(max) - total.ln();
+        let logprob = f64::from(self.logits[token]) - f64::from(max) - log_total;
         Sampled { token: token as u32, logprob: logprob as f32, invalid: 0, _pad: 0 }
     }
 }
@@ -54,6 +134,9 @@ impl Draw<'_> {
     #[inline(always)]
     fn token<S: Simd>(&self, simd: S) -> usize {
         let sample = self.sample;
+        if sample.temperature == 0.0 && sample.penalty == 1.0 {
+            return self.likely.token;
+        }
         let mut logits = self.logits.to_vec();
         if sample.penalty != 1.0 {
             for (token, logit) in (0..).zip(&mut logits) {

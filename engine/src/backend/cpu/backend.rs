@@ -7,7 +7,8 @@ use wattle_kernels_cpu::State;
 use wattle_shaders::Sampled;
 
 use super::layout::Activations;
-use super::{CpuBackend, KvCache, Prepared};
+use super::slot::Slot;
+use super::{CpuBackend, CpuOptions, KvCache, Prepared};
 use crate::adapter::Factors;
 use crate::backend::{
     Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check, validate,
@@ -46,8 +47,8 @@ impl Backend for CpuBackend {
 
     fn prepare(&mut self, plan: &Arc<Plan>) -> Result<PlanHandle> {
         plan_check::plan(plan)?;
-        for (&slot, factors) in &self.slots {
-            validate::factors(plan, slot, factors)?;
+        for (&index, slot) in &self.slots {
+            validate::factors(plan, index, &slot.factors)?;
         }
         let (capacity, guards) = (self.options.capacity, self.options.limits.guards);
         if let Some(kv) = self.kv.as_ref().filter(|kv| kv.shape != plan.kv) {
@@ -77,7 +78,9 @@ impl Backend for CpuBackend {
                 for prepared in &self.plans {
                     validate::factors(&prepared.plan, slot, &factors)?;
                 }
-                self.slots.insert(slot, factors)
+                let CpuOptions { mode, precision, .. } = self.options;
+                let new = Slot::new(factors, self.slots.values(), mode, precision);
+                self.slots.insert(slot, new)
             }
         };
         Ok(())
@@ -150,15 +153,14 @@ impl Backend for CpuBackend {
             self.plans.iter().filter_map(|plan| Some(&plan.angles.as_ref()?.1)).collect();
         tables.sort_by_key(|values| Arc::as_ptr(values));
         tables.dedup_by_key(|values| Arc::as_ptr(values));
-        let mut factors: Vec<_> = self.slots.values().collect();
-        factors.sort_by_key(|factors| Arc::as_ptr(factors));
-        factors.dedup_by_key(|factors| Arc::as_ptr(factors));
-        let pairs = factors.iter().flat_map(|factors| factors.pairs.values());
+        let mut slots: Vec<_> = self.slots.values().collect();
+        slots.sort_by_key(|slot| Arc::as_ptr(&slot.factors));
+        slots.dedup_by_key(|slot| Arc::as_ptr(&slot.factors));
         Memory {
             weights: tables.iter().map(|values| values.len() as u64 * 4).sum(),
             kv: self.kv.as_ref().map_or(0, |kv| (kv.k.len() + kv.v.len()) as u64 * 4),
             activations: self.plans.iter().map(|plan| plan.activations.bytes()).sum(),
-            lora: pairs.map(|pair| (pair.a.len() + pair.b.len()) as u64 * 4).sum(),
+            lora: slots.iter().map(|slot| slot.bytes() as u64).sum(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Runs one op with its fast kernel.
 
-use wattle_kernels_cpu::fast::{self, GateUp, Project, RopeKv};
+use wattle_kernels_cpu::fast::{self, Factor, GateUp, Project, RopeKv};
 use wattle_kernels_cpu::norm::Norm;
 use wattle_kernels_cpu::rope::Angles;
 use wattle_kernels_cpu::{Lora, Pair, Target};
@@ -20,12 +20,13 @@ fn norm(weights: &NormWeights, width: usize, kind: NormKind, eps: f32) -> Norm<&
     Norm { width, center: kind == NormKind::Layer, eps, weight, bias }
 }
 
-fn lora<'a>(site: &Site, io: &Io<'a>) -> Lora<&'a [f32]> {
-    let pair = |pair: &'a crate::adapter::Pair| Pair { rank: pair.rank, a: &pair.a[..], b: &pair.b[..] };
-    let slots = |slots: Vec<Option<_>>| slots.into_iter().map(|slot| slot.map(pair)).collect();
-    let targets = site.targets.iter().zip(io.pairs(site));
-    let targets =
-        targets.map(|(t, pairs)| Target { start: t.start, rows: t.rows, slots: slots(pairs) }).collect();
+fn lora<'a>(site: &Site, io: &Io<'a>) -> Lora<Factor<'a>> {
+    let pairs = io.pairs(site, |slot, place| {
+        let packed = slot.packed.get(place)?;
+        Some(Pair { rank: packed.rank, a: packed.a.view(), b: packed.b.view() })
+    });
+    let targets = site.targets.iter().zip(pairs);
+    let targets = targets.map(|(t, slots)| Target { start: t.start, rows: t.rows, slots }).collect();
     Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, targets }
 }
 

@@ -9,6 +9,7 @@ mod layout;
 mod memory;
 mod op;
 mod plain;
+mod slot;
 #[cfg(test)]
 mod tests;
 
@@ -23,13 +24,13 @@ use wattle_policy::OpCost;
 use wattle_shaders::Sampled;
 
 use super::{Capacity, Counters, Doors, Limits, PlanHandle, Step, Timing, validate};
-use crate::adapter::Factors;
 use crate::error::{Error, Result};
 use crate::plan::{Extent, OpKind, Plan, RopeTable, TensorId};
 
 use kv::KvCache;
 use layout::Activations;
 use op::Io;
+use slot::Slot;
 
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub struct CpuBackend {
     name: String,
     pool: Option<rayon::ThreadPool>,
     plans: Vec<Prepared>,
-    slots: BTreeMap<usize, Arc<Factors>>,
+    slots: BTreeMap<usize, Slot>,
     /// Made by the first prepared plan; all others must have its shape.
     kv: Option<KvCache>,
     results: HashMap<u64, Vec<Sampled>>,

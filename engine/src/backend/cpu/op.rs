@@ -1,7 +1,6 @@
 //! What an op of a step works on, and its translation to the kernels' own types.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use wattle_kernels_cpu::State;
 use wattle_kernels_cpu::activate::Function;
@@ -9,7 +8,8 @@ use wattle_kernels_cpu::attend;
 use wattle_kernels_cpu::fast::Precision;
 use wattle_shaders::{Row, Sample};
 
-use crate::adapter::{Factors, Pair, Place};
+use super::slot::Slot;
+use crate::adapter::Place;
 use crate::model::Activation;
 use crate::plan::{Attend, KvShape, OpKind, Site};
 
@@ -25,7 +25,7 @@ pub(super) struct Io<'a> {
     /// K and V of the op's layer: \[sequences, context, kv_heads × head_dim\].
     pub cache: [&'a mut [f32]; 2],
     pub states: &'a mut [State],
-    pub slots: &'a BTreeMap<usize, Arc<Factors>>,
+    pub slots: &'a BTreeMap<usize, Slot>,
     /// Pairs, and \[sets, context, pairs, 2\].
     pub angles: Option<(usize, &'a [f32])>,
     pub shape: KvShape,
@@ -34,11 +34,11 @@ pub(super) struct Io<'a> {
 }
 
 impl<'a> Io<'a> {
-    /// The factors of each target of a site, for the slots that rows of the step name.
-    pub fn pairs(&self, site: &Site) -> Vec<Vec<Option<&'a Pair>>> {
+    /// What `of` finds in the slots that rows of the step name, for each target of a site.
+    pub fn pairs<T>(&self, site: &Site, of: impl Fn(&'a Slot, &Place) -> Option<T>) -> Vec<Vec<Option<T>>> {
         let used = |slot| self.rows.iter().any(|row| row.slot as usize == slot && row.lora_in(site.layer));
         let used: Vec<bool> = (0..site.capacity.slots).map(used).collect();
-        let pair = |slot: usize, place| self.slots.get(&slot)?.pairs.get(&place);
+        let pair = |slot: usize, place| of(self.slots.get(&slot)?, &place);
         let target = |target: &crate::plan::SiteTarget| {
             let place = Place { layer: site.layer, target: target.target };
             used.iter().enumerate().map(|(slot, &used)| used.then(|| pair(slot, place)).flatten()).collect()

@@ -70,12 +70,11 @@ impl<'a> Views<'a> {
     }
 
     fn factors(self, io: &Io<'a>, site: &Site) -> Vec<Vec<Option<Pair<Floats<'a>>>>> {
-        let view = |pair: &'a crate::adapter::Pair| {
+        io.pairs(site, |slot, place| {
+            let pair = slot.factors.pairs.get(place)?;
             let (a, b) = (self.floats(&pair.a, Class::Lora), self.floats(&pair.b, Class::Lora));
-            Pair { rank: pair.rank, a, b }
-        };
-        let target = |slots: Vec<Option<_>>| slots.into_iter().map(|pair| pair.map(view)).collect();
-        io.pairs(site).into_iter().map(target).collect()
+            Some(Pair { rank: pair.rank, a, b })
+        })
     }
 }
 
