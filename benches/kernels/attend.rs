@@ -1,8 +1,18 @@
 //! The cache is read once per sequence: short and long ones, and a prompt.
 
 use criterion::Criterion;
-use wattle_benches::{DECODE, EIGHT, PREFILL, Rows, bench_kernel};
+use wattle_benches::{Case, DENSE, GATED, bench_kernel};
 
 pub fn bench(c: &mut Criterion) {
-    bench_kernel(c, "attend", &[DECODE, Rows { rows: 1, depth: 1000 }, EIGHT, PREFILL]);
+    bench_kernel(
+        c,
+        "attend",
+        &[
+            Case::decode(GATED),
+            Case::decode(GATED).depth(1000),
+            Case::decode(DENSE).depth(1000),
+            Case::decode(GATED).depth(1000).rows(8),
+            Case::decode(GATED).rows(512),
+        ],
+    );
 }

@@ -1,8 +1,8 @@
 //! Rows of a table: bound by latency.
 
 use criterion::Criterion;
-use wattle_benches::{DECODE, PREFILL, bench_kernel};
+use wattle_benches::{Case, DENSE, QUANTIZED, bench_kernel};
 
 pub fn bench(c: &mut Criterion) {
-    bench_kernel(c, "embed", &[DECODE, PREFILL]);
+    bench_kernel(c, "embed", &[Case::decode(DENSE), Case::decode(DENSE).rows(128), QUANTIZED]);
 }

@@ -27,6 +27,7 @@ macro_rules! run {
             let mut criterion = Criterion::default().configure_from_args();
             $($name::bench(&mut criterion);)*
             criterion.final_summary();
+            assert!(wattle_benches::finish().is_ok(), "the record cannot be written");
         }
     };
 }

@@ -1,8 +1,17 @@
 //! Two passes over a row that fits the cache.
 
 use criterion::Criterion;
-use wattle_benches::{DECODE, EIGHT, PREFILL, bench_kernel};
+use wattle_benches::{Case, DENSE, GATED, bench_kernel};
 
 pub fn bench(c: &mut Criterion) {
-    bench_kernel(c, "norm", &[DECODE, EIGHT, PREFILL]);
+    bench_kernel(
+        c,
+        "norm",
+        &[
+            Case::decode(DENSE),
+            Case::decode(DENSE).rows(128),
+            Case::decode(GATED),
+            Case::decode(GATED).rows(128),
+        ],
+    );
 }

@@ -1,8 +1,8 @@
 //! Rotation and a copy into the cache.
 
 use criterion::Criterion;
-use wattle_benches::{DECODE, EIGHT, PREFILL, bench_kernel};
+use wattle_benches::{Case, GATED, bench_kernel};
 
 pub fn bench(c: &mut Criterion) {
-    bench_kernel(c, "rope_kv", &[DECODE, EIGHT, PREFILL]);
+    bench_kernel(c, "rope_kv", &[Case::decode(GATED), Case::decode(GATED).rows(128)]);
 }

@@ -10,7 +10,8 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/sprout");
 fn main() -> Result<()> {
     let mut engine = Engine::load(MODEL, EngineOptions::default())?;
     let reason = engine.load_adapter(format!("{MODEL}/reason"), 1.0)?;
-    let prompt = engine.encode("Tom has 40 cups. Ann gives Tom 12 cups. How many cups does Tom have?")?;
+    let prompt = engine
+        .encode("Tom has 40 cups. On Monday Ann gives Tom 12 cups. How many cups does Tom have now?")?;
 
     let base = Request::new(prompt, 48);
     // This adapter was trained to be off while the prompt is read.

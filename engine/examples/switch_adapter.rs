@@ -10,8 +10,8 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/sprout");
 fn main() -> Result<()> {
     let mut engine = Engine::load(MODEL, EngineOptions::default())?;
     let reason = engine.load_adapter(format!("{MODEL}/reason"), 1.0)?;
-    let prompt = engine
-        .encode("Tom has 40 cups. He sells 9 of them. Ann gives Tom 12 cups. How many cups does Tom have?")?;
+    let problem = "Tom has 40 cups. On Monday he sells 9 of them. On Tuesday Ann gives Tom 12 cups.";
+    let prompt = engine.encode(&format!("{problem} How many cups does Tom have now?"))?;
 
     // The base writes the first token; then the adapter takes over, in the first half of the layers only.
     let half = LayerMask::of(0..engine.spec().layers / 2);

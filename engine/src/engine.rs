@@ -28,7 +28,7 @@ use crate::tokenizer::{self, ChatTemplate, Tokenizer};
 /// let options = EngineOptions { backend: BackendChoice::Cpu, ..EngineOptions::default() };
 /// let mut engine = Engine::load("../models/sprout", options)?;
 /// let reason = engine.load_adapter("../models/sprout/reason", 1.0)?;
-/// let prompt = engine.encode("Tom has 40 cups. Ann gives Tom 12 cups. How many cups does Tom have?")?;
+/// let prompt = engine.encode("Tom has 40 cups. On Monday Ann gives Tom 12 cups. How many cups does Tom have now?")?;
 /// let lora = Lora { from: ActiveFrom::Generated, ..Lora::new(reason) };
 /// let generation = engine.generate(&Request::new(prompt, 48).with_lora(lora))?;
 /// assert!(generation.paths[0].text.as_deref().is_some_and(|text| text.contains("Answer:")));

@@ -10,7 +10,10 @@ const LEAST_READ: usize = 1 << 28;
 
 /// Bytes per second at which `threads` threads together read a buffer of `bytes` bytes, over and over: the best of
 /// three timings. A buffer that fits a cache is read from there, as weights of that size would be.
-pub(crate) fn read(bytes: u64, threads: usize) -> Result<f64> {
+///
+/// # Errors
+/// [`Error::Value`] where there is no memory for the buffer.
+pub fn read(bytes: u64, threads: usize) -> Result<f64> {
     let (threads, too_big) =
         (threads.max(1), |_| Error::value("memory", format!("{bytes} bytes are not available")));
     let words = usize::try_from(bytes / 8).unwrap_or(usize::MAX).max(threads);

@@ -3,7 +3,7 @@
 //! [`run`] is the whole program: `main` only passes the arguments on. A command is one file under `commands/` with its
 //! arguments as a struct and a `run` that writes results, and nothing else, to the writer that it is given.
 
-mod bandwidth;
+pub mod bandwidth;
 mod commands;
 mod common;
 mod devices;

@@ -63,64 +63,115 @@ impl Work for Group<'_> {
                 scores[head * positions + position] = sum * op.scale;
             },
         );
-        for (scores, y) in scores.chunks_mut(positions).zip(self.y.chunks_mut(op.head_dim)) {
+        let mut totals = vec![0.0; heads.len()];
+        for (scores, total) in scores.chunks_mut(positions).zip(&mut totals) {
             let max = maximum(scores);
             for score in scores.iter_mut() {
                 *score = exp(simd, *score - max);
             }
-            let total = sum(simd, scores, |weight| weight);
-            weighted_sum(simd, scores, &self.v[start..], stride, y);
+            *total = sum(simd, scores, |weight| weight);
+        }
+        let scores: Vec<&[f32]> = scores.chunks(positions).collect();
+        weighted_sums(simd, &scores, &self.v[start..], stride, op.head_dim, self.y);
+        for (y, total) in self.y.chunks_mut(op.head_dim).zip(totals) {
             y.iter_mut().for_each(|y| *y /= total);
         }
     }
 }
 
-/// y = the rows of v (`stride` apart), each times its weight, added in order.
+/// For every head (a row of `width` elements of y), the rows of v (`stride` apart), each times its weight, added in
+/// order.
 #[inline(always)]
-fn weighted_sum<S: Simd>(simd: S, weights: &[f32], v: &[f32], stride: usize, y: &mut [f32]) {
-    let mut done = 0;
-    while done < y.len() {
-        let (v, y) = (&v[done..], &mut y[done..]);
-        done += match y.len() / LANES {
-            0 => rest(simd, weights, v, stride, y),
-            1 => vectors::<S, 1>(simd, weights, v, stride, y),
-            2 | 3 => vectors::<S, 2>(simd, weights, v, stride, y),
-            _ => vectors::<S, 4>(simd, weights, v, stride, y),
+fn weighted_sums<S: Simd>(
+    simd: S,
+    weights: &[&[f32]],
+    v: &[f32],
+    stride: usize,
+    width: usize,
+    y: &mut [f32],
+) {
+    let mut head = 0;
+    while head < weights.len() {
+        let (weights, y) = (&weights[head..], &mut y[head * width..]);
+        // As many heads at once as there are registers for, so that v is loaded once for them.
+        head += match weights {
+            [a, b, c, d, ..] if S::WIDE => heads(simd, [a, b, c, d], v, stride, width, y),
+            [a, b, ..] if S::WIDE => heads(simd, [a, b], v, stride, width, y),
+            [a, ..] => heads(simd, [a], v, stride, width, y),
+            [] => 1,
         };
     }
 }
 
-/// The first N vectors of y; returns how many elements that is.
+/// H heads; returns H.
 #[inline(always)]
-fn vectors<S: Simd, const N: usize>(
+fn heads<S: Simd, const H: usize>(
     simd: S,
-    weights: &[f32],
+    weights: [&[f32]; H],
     v: &[f32],
     stride: usize,
+    width: usize,
     y: &mut [f32],
 ) -> usize {
-    let mut sums = [simd.zero(); N];
-    for (position, &weight) in weights.iter().enumerate() {
-        let weight = simd.splat(weight);
+    let mut done = 0;
+    while done < width {
+        let v = &v[done..];
+        done += match (width - done) / LANES {
+            0 => rest(simd, weights, v, stride, [width, done], y),
+            1 => vectors::<S, H, 1>(simd, weights, v, stride, [width, done], y),
+            2 | 3 => vectors::<S, H, 2>(simd, weights, v, stride, [width, done], y),
+            _ => vectors::<S, H, 4>(simd, weights, v, stride, [width, done], y),
+        };
+    }
+    H
+}
+
+/// N vectors of each head, from element `done` on; returns how many elements that is.
+#[inline(always)]
+fn vectors<S: Simd, const H: usize, const N: usize>(
+    simd: S,
+    weights: [&[f32]; H],
+    v: &[f32],
+    stride: usize,
+    [width, done]: [usize; 2],
+    y: &mut [f32],
+) -> usize {
+    let mut sums = [[simd.zero(); N]; H];
+    for position in 0..weights[0].len() {
         let (chunks, _) = v[position * stride..][..N * LANES].as_chunks::<LANES>();
-        for (sum, chunk) in sums.iter_mut().zip(chunks) {
-            *sum = simd.fma(weight, simd.load(chunk), *sum);
+        for (n, chunk) in chunks.iter().enumerate() {
+            let chunk = simd.load(chunk);
+            for h in 0..H {
+                sums[h][n] = simd.fma(simd.splat(weights[h][position]), chunk, sums[h][n]);
+            }
         }
     }
-    for (sum, y) in sums.into_iter().zip(y.as_chunks_mut().0) {
-        simd.store(sum, y);
+    for (h, sums) in sums.into_iter().enumerate() {
+        for (sum, y) in sums.into_iter().zip(y[h * width + done..].as_chunks_mut().0) {
+            simd.store(sum, y);
+        }
     }
     N * LANES
 }
 
-/// Fewer elements than a vector has.
+/// Fewer elements than a vector has: the last of each head.
 #[inline(always)]
-fn rest<S: Simd>(simd: S, weights: &[f32], v: &[f32], stride: usize, y: &mut [f32]) -> usize {
-    y.fill(0.0);
-    for (position, weight) in weights.iter().enumerate() {
-        for (y, v) in y.iter_mut().zip(&v[position * stride..]) {
-            *y = simd.mul_add(*weight, *v, *y);
+fn rest<S: Simd, const H: usize>(
+    simd: S,
+    weights: [&[f32]; H],
+    v: &[f32],
+    stride: usize,
+    [width, done]: [usize; 2],
+    y: &mut [f32],
+) -> usize {
+    for (h, weights) in weights.into_iter().enumerate() {
+        let y = &mut y[h * width + done..(h + 1) * width];
+        y.fill(0.0);
+        for (position, weight) in weights.iter().enumerate() {
+            for (y, v) in y.iter_mut().zip(&v[position * stride..]) {
+                *y = simd.mul_add(*weight, *v, *y);
+            }
         }
     }
-    y.len()
+    width - done
 }

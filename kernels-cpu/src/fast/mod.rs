@@ -10,6 +10,7 @@ mod inputs;
 mod lora;
 mod math;
 mod panel;
+pub mod peak;
 mod project;
 mod rows;
 mod sample;

@@ -220,7 +220,7 @@ def notes(rng, n=8):
 
 # What the base's text is made of, and the shares, from a chunk of the training on.
 KINDS = ["sums", "notes", "news", "lists", "worked", "direct"]
-PHASES = [(0, [12, 12, 12, 22, 16, 26]), (20, [8, 12, 12, 18, 16, 34])]
+PHASES = [(0, [12, 12, 12, 22, 16, 26]), (20, [8, 12, 12, 18, 16, 34]), (36, [6, 8, 6, 14, 16, 50])]
 
 
 def base_example(rng, chunk=0):

@@ -208,6 +208,14 @@ def readme(text, figures):
     return head + "<!-- figures -->\n" + "\n".join(rows) + "\n\n" + "\n".join(notes) + "\n<!-- /figures -->" + tail
 
 
+def settings(args):
+    """What the run was told, and its schedules."""
+    from train import ADAPTER_SCHEDULE, BASE_SCHEDULE, DIRECT_WEIGHT
+    told = {k: str(v) for k, v in vars(args).items() if k not in ("out", "work", "stage", "resume")}
+    return told | dict(base_schedule=BASE_SCHEDULE, adapter_schedule=ADAPTER_SCHEDULE, direct_weight=DIRECT_WEIGHT,
+                       kinds=data.KINDS, phases=data.PHASES)
+
+
 def write_files(tok, args, log):
     out = args.work / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -241,7 +249,7 @@ def write_files(tok, args, log):
     words = bag_of_words(sets["labels"])
     figures = dict(
         parameters=sum(v.numel() for v in state.values()), adapter_parameters=sum(v.numel() for v in lora.values()),
-        config=CONFIG, settings={k: str(v) for k, v in vars(args).items() if k not in ("out", "work", "stage", "resume")},
+        config=CONFIG, settings=settings(args),
         versions=dict(python=platform.python_version(), torch=torch.__version__,
                       transformers=transformers.__version__, peft=__import__("peft").__version__,
                       tokenizers=__import__("tokenizers").__version__),

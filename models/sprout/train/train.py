@@ -22,6 +22,9 @@ from model import CONFIG, Llama, Muon
 HERE = Path(__file__).resolve().parent
 RANK, ALPHA = 16, 32
 DIRECT_WEIGHT = 4
+# (tokens, share of the peak rate). The base's second, shorter cycle is for its direct answers, which come last.
+BASE_SCHEDULE = [(0, 0.0), (2e5, 1.0), (8.4e6, 1.0), (14e6, 0.0), (14e6, 0.4), (17.5e6, 0.0)]
+ADAPTER_SCHEDULE = [(0, 0.0), (1e5, 1.0), (1.5e6, 1.0), (5e6, 0.0)]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -90,12 +93,16 @@ def batches(tok, make, seed, tokens, same_prompt):
 # ---------------------------------------------------------------- training
 
 
-def lr_factor(seen, total, warm, decay_from):
-    """Warm-up over `warm` tokens, constant, then linear decay to 0 from the share `decay_from` of all tokens on."""
-    return min(1.0, (seen + 1) / warm, max(0.0, (1 - seen / total) / (1 - decay_from)))
+def lr_factor(seen, schedule):
+    """What the peak rate is multiplied with after `seen` tokens: straight lines between the schedule's points."""
+    for (start, low), (end, high) in zip(schedule, schedule[1:]):
+        if seen < end:
+            return low + (high - low) * (seen - start + 1) / (end - start)
+    return 0.0
 
 
-def train(net, tok, make, optimizers, args, total, warm, decay_from, adapter, log, save=None, resume=None):
+def train(net, tok, make, optimizers, args, schedule, adapter, log, save=None, resume=None):
+    total = schedule[-1][0]
     peak = [[g["lr"] for g in o.param_groups] for o in optimizers]
     seen = step = 0
     if resume:
@@ -114,9 +121,9 @@ def train(net, tok, make, optimizers, args, total, warm, decay_from, adapter, lo
     while seen < total:
         if save and step % args.check_every == 0:
             torch.save(dict(net=net.state_dict(), optimizers=[o.state_dict() for o in optimizers], seen=seen, step=step),
-                       save if seen < decay_from * total else save.with_name("late.pt"))
+                       save)
         ids, resp = next(source)
-        factor = lr_factor(seen, total, warm, decay_from)
+        factor = lr_factor(seen, schedule)
         for o, lrs in zip(optimizers, peak):
             for g, lr in zip(o.param_groups, lrs):
                 g["lr"] = lr * factor
@@ -189,8 +196,7 @@ def train_base(tok, args, log):
     rest = [p for p in net.parameters() if id(p) not in ids]
     opts = [Muon(matrices, lr=args.muon_lr),
             torch.optim.AdamW(rest, lr=args.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
-    train(net, tok, data.base_example, opts, args, args.base_tokens, 2e5, args.decay_from, False, log,
-          args.work / "stable.pt", args.resume)
+    train(net, tok, data.base_example, opts, args, BASE_SCHEDULE, False, log, args.work / "last.pt", args.resume)
     # The files hold bf16; the adapter is trained on exactly these weights.
     state = {k: v.detach().bfloat16().contiguous() for k, v in net.state_dict().items()}
     torch.save(state, args.work / "base.pt")
@@ -203,7 +209,7 @@ def train_adapter(tok, args, log):
     net.add_lora(RANK, ALPHA)
     params = [p for p in net.parameters() if p.requires_grad]
     opts = [torch.optim.AdamW(params, lr=args.lora_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
-    train(net, tok, data.adapter_example, opts, args, args.adapter_tokens, 1e5, 0.3, True, log)
+    train(net, tok, data.adapter_example, opts, args, ADAPTER_SCHEDULE, True, log)
     torch.save({k: v.detach() for k, v in net.state_dict().items() if "lora_" in k}, args.work / "adapter.pt")
 
 
@@ -212,19 +218,16 @@ def main():
     a.add_argument("--stage", choices=["all", "base", "adapter", "files"], default="all")
     a.add_argument("--out", type=Path, default=HERE.parent)
     a.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints between stages")
-    a.add_argument("--base-tokens", type=float, default=1.2e7)
-    a.add_argument("--adapter-tokens", type=float, default=5e6)
     a.add_argument("--batch", type=int, default=4096, help="tokens per step")
-    a.add_argument("--muon-lr", type=float, default=0.02)
-    a.add_argument("--adam-lr", type=float, default=4e-3)
+    a.add_argument("--muon-lr", type=float, default=0.012)
+    a.add_argument("--adam-lr", type=float, default=3e-3)
     a.add_argument("--lora-lr", type=float, default=3e-3)
     a.add_argument("--prompt-loss", type=float, default=0.05)
-    a.add_argument("--decay-from", type=float, default=0.7)
     a.add_argument("--seed", type=int, default=0)
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--log-every", type=int, default=50)
     a.add_argument("--check-every", type=int, default=200)
-    a.add_argument("--resume", type=Path, help="a work/stable.pt: continue from the base's constant phase")
+    a.add_argument("--resume", type=Path, help="a work/last.pt: continue the base from there")
     args = a.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -1,0 +1,177 @@
+//! What is timed: a model's shape and format, and a step's rows.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use wattle_engine::adapter::{Factors, Pair, Place, Target};
+use wattle_engine::backend::Step;
+use wattle_engine::model::{Dtype, Linear, Model, Quant};
+use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
+use wattle_engine::{LayerMask, Row, Sample};
+use wattle_policy::{RowShape, StepShape};
+
+/// A measurement of the ops of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// A name that [`Model::random`] knows.
+    pub shape: &'static str,
+    /// How weights are kept; `None` is bf16.
+    pub quant: Option<Quant>,
+    /// Rows of the step: of one sequence each, or, beyond eight, of one prompt.
+    pub rows: u32,
+    /// Position of the first row; the rows before it are in the cache.
+    pub depth: u32,
+    /// Rank of the adapter that all rows name; 0 for none.
+    pub rank: usize,
+    /// Masks keep the adapter off in all layers.
+    pub masked: bool,
+}
+
+/// A matrix of no gate, with biases, and one with.
+pub const DENSE: &str = "gpt2";
+/// A gated MLP, rotation, grouped heads.
+pub const GATED: &str = "qwen2.5-0.5b";
+/// What decoding is measured on first.
+pub const QUANTIZED: Case = Case::decode(GATED).quant(Quant::Q4_0);
+
+/// Models with one layer: all layers have the same shapes.
+static MODELS: Mutex<BTreeMap<String, Model>> = Mutex::new(BTreeMap::new());
+
+impl Case {
+    /// One row at the start of a sequence.
+    pub const fn decode(shape: &'static str) -> Self {
+        Self { shape, quant: None, rows: 1, depth: 0, rank: 0, masked: false }
+    }
+
+    /// With another number of rows.
+    pub const fn rows(self, rows: u32) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// At another position.
+    pub const fn depth(self, depth: u32) -> Self {
+        Self { depth, ..self }
+    }
+
+    /// With weights of another format.
+    pub const fn quant(self, quant: Quant) -> Self {
+        Self { quant: Some(quant), ..self }
+    }
+
+    /// With an adapter.
+    pub const fn rank(self, rank: usize) -> Self {
+        Self { rank, ..self }
+    }
+
+    /// With an adapter that masks keep off.
+    pub const fn masked(self) -> Self {
+        Self { masked: true, ..self }
+    }
+
+    /// One row, four, eight, and a chunk of a prompt.
+    pub fn columns(self) -> [Self; 4] {
+        [self, self.rows(4), self.rows(8), self.rows(128)]
+    }
+
+    /// Name of the format.
+    pub fn format(&self) -> &'static str {
+        self.quant.map_or("bf16", Quant::name)
+    }
+
+    /// Name of shape and format.
+    pub(crate) fn model(&self) -> String {
+        format!("{}/{}", self.shape, self.format())
+    }
+
+    /// Name of the rows.
+    pub(crate) fn rows_name(&self) -> String {
+        let rank = if self.rank > 0 { format!(",r{}", self.rank) } else { String::new() };
+        format!("{}r@{}{rank}{}", self.rows, self.depth, if self.masked { ",masked" } else { "" })
+    }
+
+    pub(crate) fn sequences(&self) -> usize {
+        if self.rows <= 8 { self.rows as usize } else { 1 }
+    }
+
+    fn load(&self) -> Option<Model> {
+        let mut models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = models.get(&self.model()) {
+            return Some(model.clone());
+        }
+        let mut model = Model::random(self.shape, Dtype::Bf16, 1).ok()?;
+        model.spec.layers = 1;
+        model.spec.attention_scale.truncate(1);
+        model.spec.window.truncate(1);
+        model.weights.layers.truncate(1);
+        if let Some(quant) = self.quant {
+            model = model.quantized(quant).ok()?;
+        }
+        models.insert(self.model(), model.clone());
+        Some(model)
+    }
+
+    /// The plan in which `kernel` occurs: fused, or plain for the kernels that fusing leaves out.
+    pub(crate) fn plan(&self, kernel: &str) -> Option<Arc<Plan>> {
+        let model = self.load()?;
+        let slots = usize::from(self.rank > 0);
+        let lora = LoraCapacity { slots, rank: self.rank, outside: kernel == "lora_embed" };
+        let plain = plan::build(&model.spec, &model.weights, lora);
+        let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
+        let has = |plan: &Plan| plan.ops.iter().any(|op| op.kind.kernel() == kernel);
+        [fused, plain].into_iter().find(has).map(Arc::new)
+    }
+
+    /// Factors of ones on every projection of the layer, and on the embedding.
+    pub(crate) fn factors(&self) -> Factors {
+        let mut pairs = BTreeMap::new();
+        let Some(model) = self.load() else { return Factors { pairs } };
+        let pair = |rows: usize, cols: usize| {
+            let (a, b) = (vec![1.0; self.rank * cols], vec![1.0; rows * self.rank]);
+            Pair { rank: self.rank, cols, rows, a, b }
+        };
+        let embed = Place { layer: wattle_engine::OUTSIDE_LAYERS, target: Target::Embed };
+        pairs.insert(embed, pair(model.spec.embed_width, model.spec.vocab));
+        for layer in &model.weights.layers {
+            let targets = [
+                (Target::Q, Some(&layer.q)),
+                (Target::K, Some(&layer.k)),
+                (Target::V, Some(&layer.v)),
+                (Target::O, Some(&layer.o)),
+                (Target::Gate, layer.gate.as_ref()),
+                (Target::Up, Some(&layer.up)),
+                (Target::Down, Some(&layer.down)),
+            ];
+            let of = |(target, linear): (Target, Option<&Linear>)| {
+                let weight = &linear?.weight;
+                Some((Place { layer: 0, target }, pair(weight.rows, weight.cols)))
+            };
+            pairs.extend(targets.into_iter().filter_map(of));
+        }
+        Factors { pairs }
+    }
+
+    /// The step: every row sampled.
+    pub(crate) fn step(&self) -> (Step, StepShape) {
+        let (mut step, mut shape) = (Step::default(), StepShape::default());
+        let mask = if self.masked { LayerMask(0) } else { LayerMask::ALL };
+        let slot = (self.rank > 0).then_some(0);
+        for i in 0..self.rows {
+            let (sequence, position) = if self.rows <= 8 { (i, self.depth) } else { (0, self.depth + i) };
+            let row = Row::prompt(i, position, sequence);
+            step.rows.push(match slot {
+                Some(slot) => Row { slot, lora: mask.words(), ..row },
+                None => row,
+            });
+            step.samples.push(Sample {
+                row: i,
+                sequence,
+                top_p: 1.0,
+                penalty: 1.0,
+                ..bytemuck::Zeroable::zeroed()
+            });
+            shape.rows.push(RowShape { token: i, sequence, position, sampled: true, slot, lora: mask.0 });
+        }
+        shape.ranks = vec![self.rank as u32; usize::from(self.rank > 0)];
+        (step, shape)
+    }
+}

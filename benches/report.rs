@@ -1,0 +1,110 @@
+//! What was measured, beside what the machine can do.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+
+use wattle::bandwidth;
+use wattle_policy::OpCost;
+
+use crate::Case;
+use crate::ceilings::multiply_adds;
+
+/// One op on one backend.
+pub(crate) struct Line {
+    kernel: &'static str,
+    op: String,
+    backend: &'static str,
+    case: Case,
+    cost: OpCost,
+    seconds: f64,
+}
+
+static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
+
+impl Line {
+    /// The median of what the iterations of each sample took; `None` where a filter left the case out.
+    pub(crate) fn new(
+        kernel: &'static str,
+        case: &Case,
+        op: &str,
+        backend: &'static str,
+        cost: OpCost,
+        mut seconds: Vec<f64>,
+    ) -> Option<Self> {
+        seconds.sort_by(f64::total_cmp);
+        let seconds = *seconds.get(seconds.len() / 2)?;
+        Some(Self { kernel, op: op.to_owned(), backend, case: *case, cost, seconds })
+    }
+}
+
+pub(crate) fn add(line: Line) {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+}
+
+/// Prints a table of all that was measured: time, bytes and arithmetic per second, and their shares of what this
+/// machine gave in this run when it read as many bytes, or did nothing but multiply and add. `$WATTLE_BENCH_RECORD`
+/// names a CSV file for the same.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn finish() -> std::io::Result<()> {
+    let lines = std::mem::take(&mut *LINES.lock().unwrap_or_else(PoisonError::into_inner));
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let peaks = [false, true].map(|integers| multiply_adds(integers, threads));
+    let mut reads = BTreeMap::new();
+    let mut record = std::env::var_os("WATTLE_BENCH_RECORD").map(File::create).transpose()?;
+    let header = "kernel,shape,format,op,backend,rows,depth,rank,masked,seconds,bytes,bytes_per_second,read_share,\
+                  multiply_adds_per_second,arithmetic_share";
+    if let Some(record) = &mut record {
+        writeln!(record, "{header}")?;
+    }
+    println!("\n| op | model | rows | time | GB/s | of reading | GMAC/s | of arithmetic |");
+    println!("|---|---|---|---:|---:|---:|---:|---:|");
+    for line in &lines {
+        let (bytes, seconds) = (line.cost.dram_bytes(), line.seconds);
+        let rate = bytes as f64 / seconds;
+        let dots = (line.cost.flops + line.cost.lora_flops) as f64 / 2.0 / seconds;
+        // A GPU's ceilings are not those of this processor.
+        let shares = (line.backend == "cpu").then(|| {
+            let read =
+                *reads.entry(bytes).or_insert_with(|| bandwidth::read(bytes, threads).unwrap_or(f64::NAN));
+            [rate / read, dots / peaks[usize::from(line.case.quant.is_some())]]
+        });
+        let percent = |index: usize| shares.map_or(String::new(), |s| format!("{:.0} %", s[index] * 100.0));
+        let Line { kernel, op, backend, case, .. } = line;
+        println!(
+            "| {op} ({kernel}, {backend}) | {} | {} | {:.1} us | {:.1} | {} | {:.1} | {} |",
+            case.model(),
+            case.rows_name(),
+            seconds * 1e6,
+            rate / 1e9,
+            percent(0),
+            dots / 1e9,
+            percent(1)
+        );
+        if let Some(record) = &mut record {
+            let share = |index: usize| shares.map_or(String::new(), |s| format!("{:.4}", s[index]));
+            let Case { shape, rows, depth, rank, masked, .. } = case;
+            writeln!(
+                record,
+                "{kernel},{shape},{},{op},{backend},{rows},{depth},{rank},{masked},{seconds:.3e},{bytes},{rate:.4e},{},\
+                 {dots:.4e},{}",
+                case.format(),
+                share(0),
+                share(1)
+            )?;
+        }
+    }
+    println!(
+        "\n{threads} threads, {}: at most {:.0} GMAC/s in f32, {:.0} in integers",
+        wattle_kernels_cpu::fast::instruction_set(),
+        peaks[0] / 1e9,
+        peaks[1] / 1e9
+    );
+    Ok(())
+}
