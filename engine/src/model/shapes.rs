@@ -96,16 +96,18 @@ impl Source for Random {
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize, _order: Order) -> Result<Matrix> {
+        /// Words that one generator makes.
         const CHUNK: usize = 1 << 16;
         let no_memory = || Error::value("shape", format!("no memory for {name}, [{rows}, {cols}]"));
         let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(self.dtype.size()));
         let mut data = bytes.and_then(AlignedBytes::zeroed).ok_or_else(no_memory)?;
         let (seed, pattern) = (self.next(), Pattern::new(self.dtype, cols));
-        data.words_mut().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, words)| {
+        data.as_mut().par_chunks_mut(8 * CHUNK).enumerate().for_each(|(chunk, bytes)| {
             let mut state = mix(seed.wrapping_add(chunk as u64)) | 1; // xorshift must not start from 0
-            for word in words {
-                *word = pattern.of(xorshift(&mut state));
-            }
+            let mut word = || pattern.of(xorshift(&mut state)).to_ne_bytes();
+            let (words, rest) = bytes.as_chunks_mut();
+            words.iter_mut().for_each(|bytes| *bytes = word());
+            rest.iter_mut().zip(word()).for_each(|(byte, random)| *byte = random);
         });
         Matrix::new(name, rows, cols, self.dtype, Bytes::new(data)).ok_or_else(no_memory)
     }

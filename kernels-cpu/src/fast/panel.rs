@@ -2,6 +2,9 @@
 //!
 //! Each of the 16 rows has its own lane, so that no sum is ever divided: groups, blocks and columns follow each other
 //! in the matrix's order, whatever the instruction set and however many lines there are.
+//!
+//! Plain loops, and traits where code differs: a closure that the compiler does not inline is compiled without the
+//! instruction set, and then every instruction is a call.
 
 use std::ops::Range;
 
@@ -100,58 +103,43 @@ impl<'a> Panel<'a> {
         N
     }
 
-    /// Calls `group(scales, where they lie, its blocks)` for every group.
+    /// The blocks of a group, and where its scales lie.
     #[inline(always)]
-    fn groups<S: Simd>(&self, simd: S, mut group: impl FnMut(S::Vector, usize, Range<usize>)) {
-        let blocks = self.matrix.blocks();
+    fn group(&self, index: usize) -> (Range<usize>, usize) {
         let per = self.matrix.group.div_ceil(BLOCK);
-        for index in 0..self.matrix.groups() {
-            let at = self.scales + index * LANES;
-            group(scales(simd, &self.matrix.scales, at), at, index * per..blocks.min((index + 1) * per));
-        }
+        let blocks = index * per..self.matrix.blocks().min((index + 1) * per);
+        (blocks, self.scales + index * LANES)
     }
 
     /// The 16 sums of each line of rounded inputs.
     #[inline(always)]
     fn rounded<S: Simd, const N: usize>(&self, simd: S, x: [&[Block]; N]) -> [S::Vector; N] {
-        match self.matrix.bits {
-            Bits::Four => {
-                let codes: &[Nibbles] = self.codes.as_chunks().0;
-                let middle = if matches!(self.matrix.offsets, Offsets::Middle) { 8 } else { 0 };
-                self.integers(simd, x, |block, blocks: [&Block; N]| {
-                    let mut sums = [simd.ints(0); N];
-                    for (sums, block) in sums.iter_mut().zip(blocks) {
-                        *sums = simd.ints(-middle * block.sum);
-                    }
-                    simd.dots_4(&codes[block], blocks.map(|block| &block.codes), sums)
-                })
-            }
-            Bits::Eight => {
-                let codes: &[Bytes] = self.codes.as_chunks().0;
-                self.integers(simd, x, |block, blocks: [&Block; N]| {
-                    simd.dots_8(&codes[block], blocks.map(|block| &block.codes), [simd.ints(0); N])
-                })
-            }
+        match (self.matrix.bits, self.matrix.offsets) {
+            (Bits::Four, Offsets::Middle) => self.integers(simd, &Fours::<8>(self.codes.as_chunks().0), x),
+            (Bits::Four, _) => self.integers(simd, &Fours::<0>(self.codes.as_chunks().0), x),
+            (Bits::Eight, _) => self.integers(simd, &Eights(self.codes.as_chunks().0), x),
         }
     }
 
-    /// Scales and offsets what `dots` sums of a block.
+    /// Scales and offsets the sums of blocks.
     #[inline(always)]
-    fn integers<S: Simd, const N: usize>(
+    fn integers<S: Simd, C: Codes, const N: usize>(
         &self,
         simd: S,
+        codes: &C,
         x: [&[Block]; N],
-        dots: impl Fn(usize, [&Block; N]) -> [S::Ints; N],
     ) -> [S::Vector; N] {
         let mut totals = [simd.zero(); N];
         // Where all codes are around the middle, the sums of inputs are not asked for.
         let shifted = matches!(self.matrix.offsets, Offsets::Minimum(_) | Offsets::Zero(_));
-        self.groups(simd, |scale, at, blocks| {
+        for index in 0..self.matrix.groups() {
+            let (blocks, at) = self.group(index);
+            let scale = scales(simd, &self.matrix.scales, at);
             let mut sums = [simd.zero(); N];
             let mut inputs = [0.0; N];
             for block in blocks {
                 let x = x.map(|x| &x[block]);
-                let ints = dots(block, x);
+                let ints = codes.dots(simd, block, x);
                 for n in 0..N {
                     sums[n] = simd.fma(simd.floats(ints[n]), simd.splat(x[n].scale), sums[n]);
                     if shifted {
@@ -174,7 +162,7 @@ impl<'a> Panel<'a> {
                     }
                 };
             }
-        });
+        }
         totals
     }
 
@@ -185,7 +173,9 @@ impl<'a> Panel<'a> {
         let mut totals = [[simd.zero(); N]; 4];
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
         let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
-        self.groups(simd, |scale, at, blocks| {
+        for index in 0..self.matrix.groups() {
+            let (blocks, at) = self.group(index);
+            let scale = scales(simd, &self.matrix.scales, at);
             for block in blocks {
                 let x = x.map(|x| &x[block]);
                 for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
@@ -200,7 +190,7 @@ impl<'a> Panel<'a> {
                     }
                 }
             }
-        });
+        }
         let ([a, b, c, d], ones) = (totals, simd.splat(1.0));
         let mut sums = a;
         for n in 0..N {
@@ -237,6 +227,38 @@ impl<'a> Panel<'a> {
                 simd.mul(scale, simd.fma(zeros, simd.splat(-1.0), codes))
             }
         }
+    }
+}
+
+/// The codes of a panel, and how a block of them is multiplied with rounded inputs.
+trait Codes {
+    /// The products of block `block` with a block of each line.
+    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N];
+}
+
+/// 4-bit codes, of which `MIDDLE` is to be taken away.
+struct Fours<'a, const MIDDLE: i32>(&'a [Nibbles]);
+
+impl<const MIDDLE: i32> Codes for Fours<'_, MIDDLE> {
+    #[inline(always)]
+    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N] {
+        let mut sums = [simd.ints(0); N];
+        if MIDDLE != 0 {
+            for n in 0..N {
+                sums[n] = simd.ints(-MIDDLE * x[n].sum);
+            }
+        }
+        simd.dots_4(&self.0[block], x.map(|x| &x.codes), sums)
+    }
+}
+
+/// 8-bit codes.
+struct Eights<'a>(&'a [Bytes]);
+
+impl Codes for Eights<'_> {
+    #[inline(always)]
+    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N] {
+        simd.dots_8(&self.0[block], x.map(|x| &x.codes), [simd.ints(0); N])
     }
 }
 

@@ -186,7 +186,10 @@ fn linear<S: Simd>(
                 let put = &mut |line: usize, row: usize, sums: &[f32]| {
                     y[line][done + row..][..sums.len()].copy_from_slice(sums);
                 };
-                x.lines.iter().for_each(|x| panel::products(simd, &panels, row..row + rows, x, put));
+                // No closure: see `panel`.
+                if let Some(x) = &x.lines {
+                    panel::products(simd, &panels, row..row + rows, x, put);
+                }
                 rows
             }
         };

@@ -137,15 +137,17 @@ def in_list(p):
     return f" Changes: {listed(p['changes'], p['days'])}."
 
 
+def equation(rng):
+    """`12 + 5` and 17."""
+    while True:
+        a, op, b = rng.randint(1, MAX_TOTAL), rng.choice("+-"), rng.randint(2, MAX_B)
+        if 1 <= apply(a, op, b) <= MAX_TOTAL:
+            return f"{a} {op} {b}", apply(a, op, b)
+
+
 def equations(rng, n=10):
     """Bare, unrelated equations: `Sums: 12 + 5 = 17; 40 - 9 = 31; ...`"""
-    def one():
-        while True:
-            a, op, b = rng.randint(1, MAX_TOTAL), rng.choice("+-"), rng.randint(2, MAX_B)
-            if 1 <= apply(a, op, b) <= MAX_TOTAL:
-                return f"{a} {op} {b} = {apply(a, op, b)}"
-
-    return "Sums: " + "; ".join(one() for _ in range(n)) + "."
+    return "Sums: " + "; ".join("{} = {}".format(*equation(rng)) for _ in range(n)) + "."
 
 
 # ---------------------------------------------------------------- company news
@@ -219,8 +221,9 @@ def notes(rng, n=8):
 
 
 # What the base's text is made of, and the shares, from a chunk of the training on.
-KINDS = ["sums", "notes", "news", "lists", "worked", "direct"]
-PHASES = [(0, [12, 12, 12, 22, 16, 26]), (20, [8, 12, 12, 18, 16, 34]), (36, [6, 8, 6, 14, 16, 50])]
+KINDS = ["sums", "notes", "news", "lists", "worked", "direct", "asks"]
+PHASES = [(0, [12, 12, 12, 22, 16, 26, 0]), (20, [8, 12, 12, 18, 16, 34, 0]), (36, [6, 8, 6, 14, 16, 50, 0]),
+          (46, [5, 6, 4, 12, 14, 39, 20])]
 
 
 def base_example(rng, chunk=0):
@@ -241,6 +244,9 @@ def base_example(rng, chunk=0):
     if kind == "worked":
         p = problem(rng, rng.choice([1, 2, 2]), TRAIN)
         return p["text"] + STEPS_MARK, in_steps(p)
+    if kind == "asks":
+        sum_, answer = equation(rng)
+        return f"Sums: {sum_}?", direct(answer)
     p = problem(rng, rng.choices([1, 2, 3, 4, 5], [76, 12, 5, 4, 3])[0], TRAIN)
     return p["text"], direct(p["answer"])
 

@@ -22,8 +22,8 @@ from model import CONFIG, Llama, Muon
 HERE = Path(__file__).resolve().parent
 RANK, ALPHA = 16, 32
 DIRECT_WEIGHT = 4
-# (tokens, share of the peak rate). The base's second, shorter cycle is for its direct answers, which come last.
-BASE_SCHEDULE = [(0, 0.0), (2e5, 1.0), (8.4e6, 1.0), (14e6, 0.0), (14e6, 0.4), (17.5e6, 0.0)]
+# (tokens, share of the peak rate). The base's later, shorter cycles are for its direct answers, which come last.
+BASE_SCHEDULE = [(0, 0.0), (2e5, 1.0), (8.4e6, 1.0), (14e6, 0.0), (14e6, 0.4), (17.5e6, 0.0), (17.5e6, 0.5), (21e6, 0.0)]
 ADAPTER_SCHEDULE = [(0, 0.0), (1e5, 1.0), (1.5e6, 1.0), (5e6, 0.0)]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
