@@ -33,6 +33,8 @@ pub(super) struct Block {
     pub scale: f32,
     /// The codes' sum.
     pub sum: i32,
+    /// −8 times the sum: what codes around the middle have too much.
+    pub middle: i32,
 }
 
 impl Lines {
@@ -56,7 +58,7 @@ impl Lines {
         if !rounded {
             return Self::Floats(x.chunks(cols).flat_map(|line| line.chunks(BLOCK).map(padded)).collect());
         }
-        let mut to = vec![Block { codes: Inputs::default(), scale: 0.0, sum: 0 }; count];
+        let mut to = vec![Block { codes: Inputs::default(), scale: 0.0, sum: 0, middle: 0 }; count];
         lines(&mut to, blocks, x.len(), |first, to| {
             let x = &x[first * cols..];
             let from = x.chunks(cols).flat_map(|line| line.chunks(BLOCK));
@@ -103,7 +105,7 @@ fn round(x: &[f32; BLOCK]) -> Block {
     for (four, codes) in fours.iter_mut().zip(codes.as_chunks().0) {
         *four = *codes;
     }
-    Block { codes: fours, scale, sum }
+    Block { codes: fours, scale, sum, middle: -8 * sum }
 }
 
 #[cfg(test)]
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn inputs_are_rounded_to_the_nearest_code() {
         let x: Vec<f32> = (0..29).map(|i| (i as f32 - 11.3) * 0.37).collect();
-        let Block { codes, scale, sum } = block(&x);
+        let Block { codes, scale, sum, .. } = block(&x);
         assert_eq!(scale, (28.0 - 11.3) * 0.37 / 127.0);
         let codes = codes.as_flattened();
         assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());

@@ -8,27 +8,9 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-
 use super::inputs::{Block, Lines};
-use super::simd::{Bytes, LANES, Nibbles, Simd, Words};
+use super::simd::{Bytes, Element, LANES, Nibbles, Simd, Words};
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels, Scales};
-
-/// The 16 elements from `start` on.
-#[inline(always)]
-fn sixteen<T: Copy + Default>(values: &[T], start: usize) -> [T; LANES] {
-    values[start..].first_chunk().copied().unwrap_or([T::default(); LANES])
-}
-
-/// The scales of a group of a panel.
-#[inline(always)]
-fn scales<S: Simd>(simd: S, scales: &Scales, start: usize) -> S::Vector {
-    match scales {
-        Scales::F32(values) => simd.load(&sixteen::<f32>(values, start)),
-        Scales::F16(values) => simd.load_f16(&sixteen::<f16>(values, start)),
-        Scales::Bf16(values) => simd.load_bf16(&sixteen::<bf16>(values, start)),
-    }
-}
 
 /// Calls `put(line, row, sums)` with the products of rows of a matrix and all lines of inputs: those of one line with
 /// neighbouring rows, of which `row` (counted from the first of `rows`) is the first.
@@ -46,8 +28,10 @@ pub(super) fn products<S: Simd>(
         Lines::Rounded(_) if S::WIDE => 8,
         _ => 4,
     };
+    let mut scales = Scaling::new(matrix);
     for index in rows.start / LANES..rows.end.div_ceil(LANES) {
-        let (panel, first) = (Panel::new(matrix, index), index * LANES);
+        scales.read(simd, matrix, index);
+        let (panel, first) = (Panel::new(matrix, index, &scales), index * LANES);
         let lanes = rows.start.max(first) - first..rows.end.min(first + LANES) - first;
         let mut put = |line: usize, sums: &[f32; LANES]| {
             put(line, first + lanes.start - rows.start, &sums[lanes.clone()]);
@@ -64,20 +48,79 @@ pub(super) fn products<S: Simd>(
     }
 }
 
+/// Scales and offsets of the groups of a panel as f32, whatever they are stored as: the loops over codes are compiled
+/// for one type of them only.
+struct Scaling {
+    scales: Vec<[f32; LANES]>,
+    /// As long, where there are any.
+    offsets: Vec<[f32; LANES]>,
+}
+
+impl Scaling {
+    fn new(matrix: &Panels) -> Self {
+        let zeros = || vec![[0.0; LANES]; matrix.groups()];
+        let offsets = if shift(matrix) == Shift::Middle { Vec::new() } else { zeros() };
+        Self { scales: zeros(), offsets }
+    }
+
+    /// Reads those of panel `index`.
+    #[inline(always)]
+    fn read<S: Simd>(&mut self, simd: S, matrix: &Panels, index: usize) {
+        let start = index * matrix.groups() * LANES;
+        match matrix.scales {
+            Scales::F32(values) => convert(simd, &values[start..], &mut self.scales),
+            Scales::F16(values) => convert(simd, &values[start..], &mut self.scales),
+            Scales::Bf16(values) => convert(simd, &values[start..], &mut self.scales),
+        }
+        match matrix.offsets {
+            Offsets::Middle | Offsets::NormalFloat => {}
+            Offsets::Minimum(values) => convert(simd, &values[start..], &mut self.offsets),
+            Offsets::Zero(values) => convert(simd, &values[start..], &mut self.offsets),
+        }
+    }
+}
+
+#[inline(always)]
+fn convert<S: Simd, E: Element>(simd: S, from: &[E], to: &mut [[f32; LANES]]) {
+    for (from, to) in from.as_chunks().0.iter().zip(to) {
+        simd.store(E::load(simd, from), to);
+    }
+}
+
+/// How offsets enter a product.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shift {
+    /// Not at all, or as a part of the codes' own meaning.
+    Middle,
+    /// Times the inputs' sum.
+    Minimum,
+    /// Taken from codes.
+    Zero,
+}
+
+fn shift(matrix: &Panels) -> Shift {
+    match matrix.offsets {
+        Offsets::Middle | Offsets::NormalFloat => Shift::Middle,
+        Offsets::Minimum(_) => Shift::Minimum,
+        Offsets::Zero(_) => Shift::Zero,
+    }
+}
+
 /// One panel of a matrix.
 #[derive(Clone, Copy)]
 struct Panel<'a> {
     matrix: &'a Panels<'a>,
     codes: &'a [Words],
-    /// Where its scales begin.
-    scales: usize,
+    scales: &'a Scaling,
+    blocks: usize,
 }
 
 impl<'a> Panel<'a> {
-    fn new(matrix: &'a Panels<'a>, index: usize) -> Self {
-        let bytes = matrix.blocks() * matrix.bits.block_bytes();
+    fn new(matrix: &'a Panels<'a>, index: usize, scales: &'a Scaling) -> Self {
+        let blocks = matrix.blocks();
+        let bytes = blocks * matrix.bits.block_bytes();
         let codes = matrix.codes[index * bytes..][..bytes].as_chunks().0;
-        Self { matrix, codes, scales: index * matrix.groups() * LANES }
+        Self { matrix, codes, scales, blocks }
     }
 
     /// The sums of N lines from `line` on; returns N.
@@ -89,11 +132,9 @@ impl<'a> Panel<'a> {
         line: usize,
         put: &mut impl FnMut(usize, &[f32; LANES]),
     ) -> usize {
-        let blocks = self.matrix.blocks();
-        let of = |n: usize| (line + n) * blocks..(line + n + 1) * blocks;
         let sums = match x {
-            Lines::Rounded(x) => self.rounded(simd, std::array::from_fn::<_, N, _>(|n| &x[of(n)])),
-            Lines::Floats(x) => self.floats(simd, std::array::from_fn::<_, N, _>(|n| &x[of(n)])),
+            Lines::Rounded(x) => self.rounded(simd, lines::<_, N>(x, line, self.blocks)),
+            Lines::Floats(x) => self.floats(simd, lines::<_, N>(x, line, self.blocks)),
         };
         for (n, sums) in sums.into_iter().enumerate() {
             let mut values = [0.0; LANES];
@@ -103,64 +144,92 @@ impl<'a> Panel<'a> {
         N
     }
 
-    /// The blocks of a group, and where its scales lie.
-    #[inline(always)]
-    fn group(&self, index: usize) -> (Range<usize>, usize) {
-        let per = self.matrix.group.div_ceil(BLOCK);
-        let blocks = index * per..self.matrix.blocks().min((index + 1) * per);
-        (blocks, self.scales + index * LANES)
-    }
-
     /// The 16 sums of each line of rounded inputs.
     #[inline(always)]
     fn rounded<S: Simd, const N: usize>(&self, simd: S, x: [&[Block]; N]) -> [S::Vector; N] {
-        match (self.matrix.bits, self.matrix.offsets) {
-            (Bits::Four, Offsets::Middle) => self.integers(simd, &Fours::<8>(self.codes.as_chunks().0), x),
-            (Bits::Four, _) => self.integers(simd, &Fours::<0>(self.codes.as_chunks().0), x),
-            (Bits::Eight, _) => self.integers(simd, &Eights(self.codes.as_chunks().0), x),
+        match (self.matrix.bits, shift(self.matrix)) {
+            (Bits::Four, Shift::Middle) => {
+                let codes = &Fours::<true>(self.codes.as_chunks().0);
+                if self.matrix.group == BLOCK {
+                    self.small_groups(simd, codes, x)
+                } else {
+                    self.integers::<S, _, false, N>(simd, codes, x)
+                }
+            }
+            (Bits::Four, _) => {
+                let codes = &Fours::<false>(self.codes.as_chunks().0);
+                self.integers::<S, _, true, N>(simd, codes, x)
+            }
+            (Bits::Eight, Shift::Middle) => {
+                let codes = &Eights(self.codes.as_chunks().0);
+                if self.matrix.group == BLOCK {
+                    self.small_groups(simd, codes, x)
+                } else {
+                    self.integers::<S, _, false, N>(simd, codes, x)
+                }
+            }
+            (Bits::Eight, _) => self.integers::<S, _, true, N>(simd, &Eights(self.codes.as_chunks().0), x),
         }
     }
 
-    /// Scales and offsets the sums of blocks.
+    /// Scales the sums of blocks, each of which is a group.
     #[inline(always)]
-    fn integers<S: Simd, C: Codes, const N: usize>(
+    fn small_groups<S: Simd, C: Codes, const N: usize>(
         &self,
         simd: S,
         codes: &C,
         x: [&[Block]; N],
     ) -> [S::Vector; N] {
+        let scales = &self.scales.scales[..self.blocks];
         let mut totals = [simd.zero(); N];
-        // Where all codes are around the middle, the sums of inputs are not asked for.
-        let shifted = matches!(self.matrix.offsets, Offsets::Minimum(_) | Offsets::Zero(_));
-        for index in 0..self.matrix.groups() {
-            let (blocks, at) = self.group(index);
-            let scale = scales(simd, &self.matrix.scales, at);
+        for block in 0..self.blocks {
+            let x = x.map(|x| &x[block]);
+            let ints = codes.dots(simd, block, x);
+            let scale = simd.load(&scales[block]);
+            for n in 0..N {
+                let sum = simd.mul(simd.floats(ints[n]), simd.splat(x[n].scale));
+                totals[n] = simd.fma(sum, scale, totals[n]);
+            }
+        }
+        totals
+    }
+
+    /// Scales and offsets the sums of groups.
+    #[inline(always)]
+    fn integers<S: Simd, C: Codes, const SHIFTED: bool, const N: usize>(
+        &self,
+        simd: S,
+        codes: &C,
+        x: [&[Block]; N],
+    ) -> [S::Vector; N] {
+        let per = self.matrix.group.div_ceil(BLOCK);
+        let mut totals = [simd.zero(); N];
+        for (group, scale) in self.scales.scales.iter().enumerate() {
             let mut sums = [simd.zero(); N];
             let mut inputs = [0.0; N];
-            for block in blocks {
+            for block in group * per..self.blocks.min((group + 1) * per) {
                 let x = x.map(|x| &x[block]);
                 let ints = codes.dots(simd, block, x);
                 for n in 0..N {
                     sums[n] = simd.fma(simd.floats(ints[n]), simd.splat(x[n].scale), sums[n]);
-                    if shifted {
+                    if SHIFTED {
                         inputs[n] += x[n].scale * x[n].sum as f32;
                     }
                 }
             }
+            let scale = simd.load(scale);
+            if SHIFTED {
+                let offset = simd.load(&self.scales.offsets[group]);
+                for n in 0..N {
+                    if shift(self.matrix) == Shift::Minimum {
+                        totals[n] = simd.fma(offset, simd.splat(inputs[n]), totals[n]);
+                    } else {
+                        sums[n] = simd.fma(offset, simd.splat(-inputs[n]), sums[n]);
+                    }
+                }
+            }
             for n in 0..N {
-                totals[n] = match self.matrix.offsets {
-                    Offsets::Middle | Offsets::NormalFloat => simd.fma(sums[n], scale, totals[n]),
-                    Offsets::Minimum(minima) => {
-                        let minima = simd.load_f16(&sixteen(minima, at));
-                        let total = simd.fma(minima, simd.splat(inputs[n]), totals[n]);
-                        simd.fma(sums[n], scale, total)
-                    }
-                    Offsets::Zero(zeros) => {
-                        let zeros = simd.load_u8(&sixteen(zeros, at));
-                        let centered = simd.fma(zeros, simd.splat(-inputs[n]), sums[n]);
-                        simd.fma(centered, scale, totals[n])
-                    }
-                };
+                totals[n] = simd.fma(sums[n], scale, totals[n]);
             }
         }
         totals
@@ -170,18 +239,22 @@ impl<'a> Panel<'a> {
     /// additions need not wait for each other.
     #[inline(always)]
     fn floats<S: Simd, const N: usize>(&self, simd: S, x: [&[[f32; BLOCK]]; N]) -> [S::Vector; N] {
+        let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [[simd.zero(); N]; 4];
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
         let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
-        for index in 0..self.matrix.groups() {
-            let (blocks, at) = self.group(index);
-            let scale = scales(simd, &self.matrix.scales, at);
-            for block in blocks {
+        for (group, scale) in self.scales.scales.iter().enumerate() {
+            let scale = simd.load(scale);
+            let offset = match self.scales.offsets.get(group) {
+                Some(offset) => simd.load(offset),
+                None => simd.zero(),
+            };
+            for block in group * per..self.blocks.min((group + 1) * per) {
                 let x = x.map(|x| &x[block]);
                 for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
                     for half in 0..halves {
                         for (part, totals) in totals.iter_mut().enumerate() {
-                            let element = self.elements(simd, words, part, half, at, scale);
+                            let element = self.elements(simd, words, [part, half], scale, offset);
                             let col = half * BLOCK / 2 + 4 * v + part;
                             for (total, x) in totals.iter_mut().zip(x) {
                                 *total = simd.fma(element, simd.splat(x[col]), *total);
@@ -199,16 +272,15 @@ impl<'a> Panel<'a> {
         sums
     }
 
-    /// The elements of 16 rows in one column.
+    /// The elements of 16 rows in one column: part and half of a vector of codes.
     #[inline(always)]
     fn elements<S: Simd>(
         &self,
         simd: S,
         words: &Words,
-        part: usize,
-        half: usize,
-        at: usize,
+        [part, half]: [usize; 2],
         scale: S::Vector,
+        offset: S::Vector,
     ) -> S::Vector {
         let shift = (8 * part + 4 * half) as u32;
         let codes = match (self.matrix.bits, self.matrix.offsets) {
@@ -221,13 +293,20 @@ impl<'a> Panel<'a> {
                 simd.mul(scale, simd.fma(codes, simd.splat(1.0), simd.splat(-8.0)))
             }
             Offsets::Middle | Offsets::NormalFloat => simd.mul(scale, codes),
-            Offsets::Minimum(minima) => simd.fma(scale, codes, simd.load_f16(&sixteen(minima, at))),
-            Offsets::Zero(zeros) => {
-                let zeros = simd.load_u8(&sixteen(zeros, at));
-                simd.mul(scale, simd.fma(zeros, simd.splat(-1.0), codes))
-            }
+            Offsets::Minimum(_) => simd.fma(scale, codes, offset),
+            Offsets::Zero(_) => simd.mul(scale, simd.fma(offset, simd.splat(-1.0), codes)),
         }
     }
+}
+
+/// N lines of `blocks` blocks each, from `line` on: slices of a length that loops need not check again.
+#[inline(always)]
+fn lines<T, const N: usize>(x: &[T], line: usize, blocks: usize) -> [&[T]; N] {
+    let mut lines = [&x[..0]; N];
+    for (n, slice) in lines.iter_mut().enumerate() {
+        *slice = &x[(line + n) * blocks..][..blocks];
+    }
+    lines
 }
 
 /// The codes of a panel, and how a block of them is multiplied with rounded inputs.
@@ -236,16 +315,16 @@ trait Codes {
     fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N];
 }
 
-/// 4-bit codes, of which `MIDDLE` is to be taken away.
-struct Fours<'a, const MIDDLE: i32>(&'a [Nibbles]);
+/// 4-bit codes; `MIDDLE`: of which 8 is to be taken away.
+struct Fours<'a, const MIDDLE: bool>(&'a [Nibbles]);
 
-impl<const MIDDLE: i32> Codes for Fours<'_, MIDDLE> {
+impl<const MIDDLE: bool> Codes for Fours<'_, MIDDLE> {
     #[inline(always)]
     fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N] {
         let mut sums = [simd.ints(0); N];
-        if MIDDLE != 0 {
+        if MIDDLE {
             for n in 0..N {
-                sums[n] = simd.ints(-MIDDLE * x[n].sum);
+                sums[n] = simd.ints(x[n].middle);
             }
         }
         simd.dots_4(&self.0[block], x.map(|x| &x.codes), sums)
@@ -264,6 +343,8 @@ impl Codes for Eights<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::super::simd::{Work, run_all};
     use super::*;
     use crate::panels::Offset;

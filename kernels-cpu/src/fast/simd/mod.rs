@@ -84,6 +84,13 @@ impl Element for f32 {
     }
 }
 
+impl Element for u8 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
+        simd.load_u8(values)
+    }
+}
+
 impl Element for f16 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
