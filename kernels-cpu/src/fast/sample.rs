@@ -61,13 +61,15 @@ fn logprobs(vocab: usize, logits: &[f32]) -> Vec<Likely> {
         .collect();
     let masses: Vec<f64> =
         tasks().map(|index| run(Mass { logits: of_parts(index), max: maxima[index / per] })).collect();
-    let likely = |((index, (scans, masses)), max): ((usize, (&[(bool, f32)], &[f64])), f32)| {
+    let likely = |(sample, &max): (usize, &f32)| {
+        let own = sample * per..(sample + 1) * per;
+        let (scans, masses) = (&scans[own.clone()], &masses[own.clone()]);
         let part = scans.iter().position(|scan| scan.1 == max).unwrap_or(0);
-        let within = of_parts(index * per + part).iter().position(|&logit| logit == max).unwrap_or(0);
+        let within = of_parts(own.start + part).iter().position(|&logit| logit == max).unwrap_or(0);
         let (finite, log_total) = (scans.iter().all(|scan| scan.0), masses.iter().sum::<f64>().ln());
         Likely { finite, max, token: part * PART + within, log_total }
     };
-    scans.chunks(per).zip(masses.chunks(per)).enumerate().zip(maxima).map(likely).collect()
+    maxima.iter().enumerate().map(likely).collect()
 }
 
 /// Whether all of some logits are finite, and the largest.
