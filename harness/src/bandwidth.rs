@@ -12,7 +12,7 @@ const LEAST_READ: usize = 1 << 28;
 /// three timings. A buffer that fits a cache is read from there, as weights of that size would be.
 ///
 /// # Errors
-/// [`Error::Value`] where there is no memory for the buffer.
+/// [`Error::Engine`] where there is no memory for the buffer.
 pub fn read(bytes: u64, threads: usize) -> Result<f64> {
     let (threads, too_big) =
         (threads.max(1), |_| Error::value("memory", format!("{bytes} bytes are not available")));
