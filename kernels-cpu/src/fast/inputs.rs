@@ -17,11 +17,33 @@ pub enum Precision {
 }
 
 /// Lines of inputs, each filled up with zeros to whole blocks.
+///
+/// Lines lie in [`tiles`]: of a tile of N lines, first the first block of each line, then the second of each, …, so that
+/// what is multiplied with a block of a matrix lies together.
 pub(super) enum Lines {
-    /// f32 \[lines, blocks, 32\].
+    /// f32.
     Floats(Vec<[f32; BLOCK]>),
-    /// \[lines, blocks\].
+    /// 8 bits.
     Rounded(Vec<Block>),
+}
+
+/// The most lines of a tile.
+pub(super) const TILE: usize = 8;
+
+/// Divides `count` lines into tiles of 8, then 4, 2 and 1: the first line of each, and how many it has.
+pub(super) fn tiles(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut line = 0;
+    std::iter::from_fn(move || {
+        let width = match count - line {
+            0 => return None,
+            TILE.. => TILE,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        line += width;
+        Some((line - width, width))
+    })
 }
 
 /// 32 rounded inputs.
@@ -48,59 +70,80 @@ impl Lines {
 
     /// `x` \[lines, cols\].
     pub fn new(x: &[f32], cols: usize, rounded: bool) -> Self {
-        let blocks = cols.div_ceil(BLOCK);
-        let count = x.len() / cols.max(1) * blocks;
-        let padded = |x: &[f32]| {
-            let mut block = [0.0; BLOCK];
-            block[..x.len()].copy_from_slice(x);
-            block
-        };
+        let cols = cols.max(1);
+        let count = x.len() / cols * cols.div_ceil(BLOCK);
         if !rounded {
-            return Self::Floats(x.chunks(cols).flat_map(|line| line.chunks(BLOCK).map(padded)).collect());
+            let mut to = vec![[0.0; BLOCK]; count];
+            place(x, cols, &mut to, |from, to| to[..from.len()].copy_from_slice(from));
+            return Self::Floats(to);
         }
         let mut to = vec![Block { codes: Inputs::default(), scale: 0.0, sum: 0, middle: 0 }; count];
-        lines(&mut to, blocks, x.len(), |first, to| {
-            let x = &x[first * cols..];
-            let from = x.chunks(cols).flat_map(|line| line.chunks(BLOCK));
-            run(Round { from: from.map(padded), to });
+        lines(&mut to, TILE * cols.div_ceil(BLOCK), x.len(), |first, to| {
+            run(Round { x: &x[first * TILE * cols..], cols, to });
         });
         Self::Rounded(to)
     }
 }
 
-struct Round<'a, I> {
-    from: I,
+/// Makes the blocks of the first lines of `x`, as many as there is room for.
+#[inline(always)]
+fn place<T>(x: &[f32], cols: usize, to: &mut [T], make: impl Fn(&[f32], &mut T)) {
+    let blocks = cols.div_ceil(BLOCK);
+    for (first, width) in tiles(to.len() / blocks) {
+        for n in 0..width {
+            for (block, from) in x[(first + n) * cols..][..cols].chunks(BLOCK).enumerate() {
+                make(from, &mut to[first * blocks + block * width + n]);
+            }
+        }
+    }
+}
+
+struct Round<'a> {
+    x: &'a [f32],
+    cols: usize,
     to: &'a mut [Block],
 }
 
-impl<I: Iterator<Item = [f32; BLOCK]>> Work for Round<'_, I> {
+impl Work for Round<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        self.to.iter_mut().zip(self.from).for_each(|(to, from)| *to = round(&from));
+        place(
+            self.x,
+            self.cols,
+            self.to,
+            #[inline(always)]
+            |from, to| match from.as_array() {
+                Some(whole) => *to = round(whole),
+                None => {
+                    let mut padded = [0.0; BLOCK];
+                    padded[..from.len()].copy_from_slice(from);
+                    *to = round(&padded);
+                }
+            },
+        );
     }
 }
 
 #[inline(always)]
 fn round(x: &[f32; BLOCK]) -> Block {
-    let mut max = 0.0_f32;
-    // 0, or NaN where an input is not finite: the block's results must not be.
-    let mut finite = 0.0;
-    for &x in x {
-        max = max.max(x.abs());
-        finite += x * 0.0;
+    // Sizes compare as their bits do; NaN has the largest.
+    let mut max = 0;
+    for x in x {
+        max = max.max(x.abs().to_bits());
     }
-    let scale = max / 127.0 + finite;
+    let max = f32::from_bits(max);
+    // Where an input is not finite, the block's results must not be.
+    let scale = if max.is_finite() { max / 127.0 } else { f32::NAN };
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let mut codes = [0_i8; BLOCK];
-    let mut sum = 0;
     for (code, x) in codes.iter_mut().zip(x) {
         let bits = (x * inverse + ROUND).to_bits() as i32;
         // A subnormal scale has no finite inverse.
         *code = (bits - ROUND.to_bits() as i32).clamp(-127, 127) as i8;
-        sum += i32::from(*code);
     }
+    let sum = codes.iter().map(|&code| i32::from(code)).sum::<i32>();
     let mut fours = Inputs::default();
     for (four, codes) in fours.iter_mut().zip(codes.as_chunks().0) {
         *four = *codes;

@@ -8,42 +8,47 @@
 
 use std::ops::Range;
 
-use super::inputs::{Block, Lines};
-use super::simd::{Bytes, Element, LANES, Nibbles, Simd, Words};
+use super::inputs::{Block, Lines, TILE, tiles};
+use super::simd::{Bytes, Element, Inputs, LANES, Nibbles, Simd, Words, Work, run};
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels, Scales};
 
-/// Calls `put(line, row, sums)` with the products of rows of a matrix and all lines of inputs: those of one line with
-/// neighbouring rows, of which `row` (counted from the first of `rows`) is the first.
-#[inline(always)]
-pub(super) fn products<S: Simd>(
-    simd: S,
-    matrix: &Panels,
+/// Bytes of inputs that stay in a second-level cache while panels go by.
+const NEAR: usize = 1 << 18;
+
+/// The products of rows of a matrix and all lines of inputs: elements of `y` \[lines\]\[rows\] from `done` on.
+pub(super) fn products(matrix: &Panels, rows: Range<usize>, x: &Lines, done: usize, y: &mut [&mut [f32]]) {
+    run(Products { matrix, rows, x, done, y });
+}
+
+struct Products<'a, 'b> {
+    matrix: &'a Panels<'a>,
     rows: Range<usize>,
-    x: &Lines,
-    put: &mut impl FnMut(usize, usize, &[f32]),
-) {
-    let count = x.len() / matrix.blocks();
-    // As many lines at once as there are registers for their sums.
-    let most = match x {
-        Lines::Rounded(_) if S::WIDE => 8,
-        _ => 4,
-    };
-    let mut scales = Scaling::new(matrix);
-    for index in rows.start / LANES..rows.end.div_ceil(LANES) {
-        scales.read(simd, matrix, index);
-        let (panel, first) = (Panel::new(matrix, index, &scales), index * LANES);
-        let lanes = rows.start.max(first) - first..rows.end.min(first + LANES) - first;
-        let mut put = |line: usize, sums: &[f32; LANES]| {
-            put(line, first + lanes.start - rows.start, &sums[lanes.clone()]);
-        };
-        let mut line = 0;
-        while line < count {
-            line += match most.min(count - line) {
-                8.. => panel.tile::<S, 8>(simd, x, line, &mut put),
-                4.. => panel.tile::<S, 4>(simd, x, line, &mut put),
-                2.. => panel.tile::<S, 2>(simd, x, line, &mut put),
-                _ => panel.tile::<S, 1>(simd, x, line, &mut put),
-            };
+    x: &'a Lines,
+    done: usize,
+    y: &'a mut [&'b mut [f32]],
+}
+
+impl Work for Products<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { matrix, rows, x, done, y } = self;
+        let near = (NEAR / (matrix.blocks() * size_of::<Block>())).next_multiple_of(TILE);
+        let mut scales = Scaling::new(matrix);
+        for start in (0..y.len()).step_by(near) {
+            for index in rows.start / LANES..rows.end.div_ceil(LANES) {
+                scales.read(simd, matrix, index);
+                let (panel, first) = (Panel::new(matrix, index, &scales), index * LANES);
+                let lanes = rows.start.max(first)..rows.end.min(first + LANES);
+                let mut put = |line: usize, sums: &[f32; LANES]| {
+                    let to = &mut y[line][done + lanes.start - rows.start..][..lanes.len()];
+                    to.copy_from_slice(&sums[lanes.start - first..][..lanes.len()]);
+                };
+                for (line, width) in tiles(near.min(x.len() / matrix.blocks() - start)) {
+                    panel.tile(simd, x, [start + line, width], &mut put);
+                }
+            }
         }
     }
 }
@@ -123,30 +128,55 @@ impl<'a> Panel<'a> {
         Self { matrix, codes, scales, blocks }
     }
 
-    /// The sums of N lines from `line` on; returns N.
+    /// The sums of a tile of lines, as many at once as there are registers for.
     #[inline(always)]
-    fn tile<S: Simd, const N: usize>(
+    fn tile<S: Simd>(
         &self,
         simd: S,
         x: &Lines,
-        line: usize,
+        [line, width]: [usize; 2],
+        put: &mut impl FnMut(usize, &[f32; LANES]),
+    ) {
+        let most = match x {
+            Lines::Rounded(_) if S::WIDE => 8,
+            _ => 4,
+        };
+        let mut n = 0;
+        while n < width {
+            n += match most.min(width) {
+                8.. => self.part::<S, 8>(simd, x, [line, width, n], put),
+                4.. => self.part::<S, 4>(simd, x, [line, width, n], put),
+                2.. => self.part::<S, 2>(simd, x, [line, width, n], put),
+                _ => self.part::<S, 1>(simd, x, [line, width, n], put),
+            };
+        }
+    }
+
+    /// The sums of N lines, the n-th of a tile and those after it; returns N.
+    #[inline(always)]
+    fn part<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        x: &Lines,
+        [line, stride, n]: [usize; 3],
         put: &mut impl FnMut(usize, &[f32; LANES]),
     ) -> usize {
-        let sums = match x {
-            Lines::Rounded(x) => self.rounded(simd, lines::<_, N>(x, line, self.blocks)),
-            Lines::Floats(x) => self.floats(simd, lines::<_, N>(x, line, self.blocks)),
+        let at = line * self.blocks + n;
+        let sums: [_; N] = match x {
+            Lines::Rounded(x) => self.rounded(simd, Part { blocks: &x[at..], stride }),
+            Lines::Floats(x) => self.floats(simd, Part { blocks: &x[at..], stride }),
         };
-        for (n, sums) in sums.into_iter().enumerate() {
+        for (index, sums) in sums.into_iter().enumerate() {
             let mut values = [0.0; LANES];
             simd.store(sums, &mut values);
-            put(line + n, &values);
+            put(line + n + index, &values);
         }
         N
     }
 
     /// The 16 sums of each line of rounded inputs.
     #[inline(always)]
-    fn rounded<S: Simd, const N: usize>(&self, simd: S, x: [&[Block]; N]) -> [S::Vector; N] {
+    fn rounded<S: Simd, const N: usize>(&self, simd: S, x: Part<Block>) -> [S::Vector; N] {
         match (self.matrix.bits, shift(self.matrix)) {
             (Bits::Four, Shift::Middle) => {
                 let codes = &Fours::<true>(self.codes.as_chunks().0);
@@ -178,12 +208,12 @@ impl<'a> Panel<'a> {
         &self,
         simd: S,
         codes: &C,
-        x: [&[Block]; N],
+        x: Part<Block>,
     ) -> [S::Vector; N] {
         let scales = &self.scales.scales[..self.blocks];
         let mut totals = [simd.zero(); N];
         for block in 0..self.blocks {
-            let x = x.map(|x| &x[block]);
+            let x = x.block::<N>(block);
             let ints = codes.dots(simd, block, x);
             let scale = simd.load(&scales[block]);
             for n in 0..N {
@@ -200,7 +230,7 @@ impl<'a> Panel<'a> {
         &self,
         simd: S,
         codes: &C,
-        x: [&[Block]; N],
+        x: Part<Block>,
     ) -> [S::Vector; N] {
         let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [simd.zero(); N];
@@ -208,7 +238,7 @@ impl<'a> Panel<'a> {
             let mut sums = [simd.zero(); N];
             let mut inputs = [0.0; N];
             for block in group * per..self.blocks.min((group + 1) * per) {
-                let x = x.map(|x| &x[block]);
+                let x = x.block::<N>(block);
                 let ints = codes.dots(simd, block, x);
                 for n in 0..N {
                     sums[n] = simd.fma(simd.floats(ints[n]), simd.splat(x[n].scale), sums[n]);
@@ -238,7 +268,7 @@ impl<'a> Panel<'a> {
     /// The 16 sums of each line of f32 inputs. Each sum has four parts, for the columns 4i, 4i + 1, …, so that their
     /// additions need not wait for each other.
     #[inline(always)]
-    fn floats<S: Simd, const N: usize>(&self, simd: S, x: [&[[f32; BLOCK]]; N]) -> [S::Vector; N] {
+    fn floats<S: Simd, const N: usize>(&self, simd: S, x: Part<[f32; BLOCK]>) -> [S::Vector; N] {
         let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [[simd.zero(); N]; 4];
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
@@ -250,7 +280,7 @@ impl<'a> Panel<'a> {
                 None => simd.zero(),
             };
             for block in group * per..self.blocks.min((group + 1) * per) {
-                let x = x.map(|x| &x[block]);
+                let x: &[_; N] = x.block(block);
                 for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
                     for half in 0..halves {
                         for (part, totals) in totals.iter_mut().enumerate() {
@@ -299,20 +329,40 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// N lines of `blocks` blocks each, from `line` on: slices of a length that loops need not check again.
-#[inline(always)]
-fn lines<T, const N: usize>(x: &[T], line: usize, blocks: usize) -> [&[T]; N] {
-    let mut lines = [&x[..0]; N];
-    for (n, slice) in lines.iter_mut().enumerate() {
-        *slice = &x[(line + n) * blocks..][..blocks];
+/// Some lines of a tile.
+#[derive(Clone, Copy)]
+struct Part<'a, T> {
+    /// From the first block of the first line on.
+    blocks: &'a [T],
+    /// Lines of the tile: from one block of a line to the next.
+    stride: usize,
+}
+
+impl<T> Part<'_, T> {
+    /// Block `block` of N lines.
+    #[inline(always)]
+    fn block<const N: usize>(&self, block: usize) -> &[T; N] {
+        match self.blocks[block * self.stride..].first_chunk() {
+            Some(blocks) => blocks,
+            None => unreachable!("a tile has its lines"),
+        }
     }
-    lines
+}
+
+/// The codes of N blocks.
+#[inline(always)]
+fn inputs<const N: usize>(x: &[Block; N]) -> [&Inputs; N] {
+    let mut inputs = [&x[0].codes; N];
+    for n in 0..N {
+        inputs[n] = &x[n].codes;
+    }
+    inputs
 }
 
 /// The codes of a panel, and how a block of them is multiplied with rounded inputs.
 trait Codes {
     /// The products of block `block` with a block of each line.
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N];
+    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N];
 }
 
 /// 4-bit codes; `MIDDLE`: of which 8 is to be taken away.
@@ -320,14 +370,14 @@ struct Fours<'a, const MIDDLE: bool>(&'a [Nibbles]);
 
 impl<const MIDDLE: bool> Codes for Fours<'_, MIDDLE> {
     #[inline(always)]
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N] {
+    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
         let mut sums = [simd.ints(0); N];
         if MIDDLE {
             for n in 0..N {
                 sums[n] = simd.ints(x[n].middle);
             }
         }
-        simd.dots_4(&self.0[block], x.map(|x| &x.codes), sums)
+        simd.dots_4(&self.0[block], inputs(x), sums)
     }
 }
 
@@ -336,8 +386,8 @@ struct Eights<'a>(&'a [Bytes]);
 
 impl Codes for Eights<'_> {
     #[inline(always)]
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: [&Block; N]) -> [S::Ints; N] {
-        simd.dots_8(&self.0[block], x.map(|x| &x.codes), [simd.ints(0); N])
+    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
+        simd.dots_8(&self.0[block], inputs(x), [simd.ints(0); N])
     }
 }
 
@@ -345,7 +395,7 @@ impl Codes for Eights<'_> {
 mod tests {
     use half::f16;
 
-    use super::super::simd::{Work, run_all};
+    use super::super::simd::run_all;
     use super::*;
     use crate::panels::Offset;
 
@@ -397,23 +447,22 @@ mod tests {
 
     /// Products of all lines with the rows from `start` to `end`: \[lines, rows\].
     #[derive(Clone, Copy)]
-    struct Products<'a> {
+    struct RowsOf<'a> {
         matrix: &'a Panels<'a>,
         start: usize,
         end: usize,
         x: &'a Lines,
     }
 
-    impl Work for Products<'_> {
+    impl Work for RowsOf<'_> {
         type Output = Vec<f32>;
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Vec<f32> {
-            let width = self.end - self.start;
-            let mut sums = vec![f32::NAN; self.x.len() / self.matrix.blocks() * width];
-            products(simd, self.matrix, self.start..self.end, self.x, &mut |line, row, values| {
-                sums[line * width + row..][..values.len()].copy_from_slice(values);
-            });
+            let Self { matrix, start, end, x } = self;
+            let mut sums = vec![f32::NAN; x.len() / matrix.blocks() * (end - start)];
+            let y = &mut sums.chunks_mut(end - start).collect::<Vec<_>>();
+            Products { matrix, rows: start..end, x, done: 0, y }.run(simd);
             sums
         }
     }
@@ -436,9 +485,11 @@ mod tests {
         match x {
             Lines::Floats(_) => exact.iter().map(|&x| (f64::from(x), 0.0)).collect(),
             Lines::Rounded(blocks) => {
-                let blocks = &blocks[line * cols.div_ceil(BLOCK)..];
+                let per = cols.div_ceil(BLOCK);
+                let own = |&(first, width): &(usize, usize)| (first..first + width).contains(&line);
+                let (first, width) = tiles(x.len() / per).find(own).unwrap();
                 let value = |col: usize| {
-                    let block = &blocks[col / BLOCK];
+                    let block = &blocks[first * per + col / BLOCK * width + line - first];
                     let code = block.codes.as_flattened()[col % BLOCK];
                     (f64::from(block.scale) * f64::from(code), f64::from(block.scale) * 0.5)
                 };
@@ -459,7 +510,7 @@ mod tests {
                     let x = &Lines::new(&exact, cols, fast);
                     // Some rows only: they begin and end inside panels.
                     let (start, end) = (index % 4, rows - index % 2);
-                    for sums in run_all(Products { matrix, start, end, x }) {
+                    for sums in run_all(RowsOf { matrix, start, end, x }) {
                         for (at, sum) in sums.iter().enumerate() {
                             let (line, row) = (at / (end - start), start + at % (end - start));
                             let line_x = rounded(x, line, cols, &exact[line * cols..][..cols]);
@@ -490,11 +541,11 @@ mod tests {
             let arrays = Arrays::new(40, 96, 32, bits, offset);
             let (matrix, exact) = (&arrays.panels(), inputs(11, 96));
             for fast in [false, offset != Offset::NormalFloat] {
-                let whole = run_all(Products { matrix, start: 0, end: 40, x: &Lines::new(&exact, 96, fast) });
+                let whole = run_all(RowsOf { matrix, start: 0, end: 40, x: &Lines::new(&exact, 96, fast) });
                 // The sets with fused multiply-add agree.
                 assert!(whole[1..].windows(2).all(|pair| pair[0] == pair[1]), "{bits:?} {offset:?} {fast}");
                 for (line, x) in exact.chunks(96).enumerate() {
-                    let alone = run_all(Products { matrix, start: 0, end: 40, x: &Lines::new(x, 96, fast) });
+                    let alone = run_all(RowsOf { matrix, start: 0, end: 40, x: &Lines::new(x, 96, fast) });
                     for (whole, alone) in whole.iter().zip(alone) {
                         assert_eq!(whole[line * 40..][..40], alone, "{bits:?} {offset:?} {fast}");
                     }

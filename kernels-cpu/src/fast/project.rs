@@ -93,24 +93,25 @@ pub fn project(op: &Project, x: &[f32], y: &mut [f32]) {
     let inputs = op.weight.cols;
     let per = block(op.outputs, inputs, op.rows.len() * inputs * op.outputs);
     let x = &Operand::new(x, &[op.weight], op.precision);
-    each(columns(y, op.outputs, per), |columns| run(ProjectBlock { op, x, columns }));
+    each(columns(y, op.outputs, per), |mut columns| {
+        linear(op.weight, op.bias, x, columns.start, &mut columns.rows);
+        run(ProjectEnd { op, columns });
+    });
 }
 
-struct ProjectBlock<'a> {
+/// What follows W x + b.
+struct ProjectEnd<'a> {
     op: &'a Project<'a>,
-    x: &'a Operand<'a>,
     columns: Columns<'a>,
 }
 
-impl Work for ProjectBlock<'_> {
+impl Work for ProjectEnd<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let op = self.op;
-        let start = self.columns.start;
-        linear(simd, op.weight, op.bias, self.x, start, &mut self.columns.rows);
-        for (line, y) in self.columns.rows.iter_mut().enumerate() {
+    fn run<S: Simd>(self, simd: S) {
+        let (op, start) = (self.op, self.columns.start);
+        for (line, y) in self.columns.rows.into_iter().enumerate() {
             if let Some((lora, t)) = op.lora {
                 add_up(simd, lora, &op.rows[line], line, t, start, y);
             }
@@ -130,65 +131,55 @@ pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
     let inputs = op.weights[0].cols;
     let per = block(op.outputs, inputs, 2 * op.rows.len() * inputs * op.outputs);
     let x = &Operand::new(x, &op.weights, op.precision);
-    each(columns(y, op.outputs, per), |columns| run(GateUpBlock { op, x, columns }));
+    each(columns(y, op.outputs, per), |mut columns| {
+        let width = columns.rows.first().map_or(0, |y| y.len());
+        let mut up = vec![0.0; width * op.rows.len()];
+        let up: &mut Vec<&mut [f32]> = &mut up.chunks_mut(width.max(1)).collect();
+        linear(op.weights[0], op.biases[0], x, columns.start, &mut columns.rows);
+        linear(op.weights[1], op.biases[1], x, columns.start, up);
+        run(GateUpEnd { op, columns, up });
+    });
 }
 
-struct GateUpBlock<'a> {
+/// What follows G x + b_g and U x + b_u.
+struct GateUpEnd<'a, 'b> {
     op: &'a GateUp<'a>,
-    x: &'a Operand<'a>,
     columns: Columns<'a>,
+    up: &'a mut [&'b mut [f32]],
 }
 
-impl Work for GateUpBlock<'_> {
+impl Work for GateUpEnd<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let op = self.op;
-        let (start, width) = (self.columns.start, self.columns.rows.first().map_or(0, |y| y.len()));
-        let mut up = vec![0.0; width * op.rows.len()];
-        let mut up: Vec<&mut [f32]> = up.chunks_mut(width.max(1)).collect();
-        linear(simd, op.weights[0], op.biases[0], self.x, start, &mut self.columns.rows);
-        linear(simd, op.weights[1], op.biases[1], self.x, start, &mut up);
-        for (line, (gate, up)) in self.columns.rows.iter_mut().zip(up).enumerate() {
+    fn run<S: Simd>(self, simd: S) {
+        let (op, start) = (self.op, self.columns.start);
+        for (line, (gate, up)) in self.columns.rows.into_iter().zip(self.up).enumerate() {
             if let Some((lora, t)) = op.lora {
                 add_up(simd, lora, &op.rows[line], line, t, start, gate);
                 add_up(simd, lora, &op.rows[line], line, t, op.outputs + start, up);
             }
             math::activate(simd, op.function, gate);
-            gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= *up);
+            gate.iter_mut().zip(up.iter()).for_each(|(gate, up)| *gate *= *up);
         }
     }
 }
 
 /// y = W x + b for the outputs from `start` on.
-#[inline(always)]
-fn linear<S: Simd>(
-    simd: S,
-    weight: &Weight,
-    bias: Option<&[f32]>,
-    x: &Operand,
-    start: usize,
-    y: &mut [&mut [f32]],
-) {
+fn linear(weight: &Weight, bias: Option<&[f32]>, x: &Operand, start: usize, y: &mut [&mut [f32]]) {
     let width = y.first().map_or(0, |y| y.len());
     let mut done = 0;
     while done < width {
         let (stored, row) = weight.locate(start + done);
-        let from = row * weight.cols;
-        let floats = &x.floats;
+        let rest = width - done;
         let rows = match stored {
-            Stored::F32(values) => part(simd, &values[from..], done, floats, y),
-            Stored::F16(values) => part(simd, &values[from..], done, floats, y),
-            Stored::Bf16(values) => part(simd, &values[from..], done, floats, y),
+            Stored::F32(values) => floats(values, row, done, x, y),
+            Stored::F16(values) => floats(values, row, done, x, y),
+            Stored::Bf16(values) => floats(values, row, done, x, y),
             Stored::Panels(panels) => {
-                let rows = (panels.rows - row).min(width - done);
-                let put = &mut |line: usize, row: usize, sums: &[f32]| {
-                    y[line][done + row..][..sums.len()].copy_from_slice(sums);
-                };
-                // No closure: see `panel`.
+                let rows = (panels.rows - row).min(rest);
                 if let Some(x) = &x.lines {
-                    panel::products(simd, &panels, row..row + rows, x, put);
+                    panel::products(&panels, row..row + rows, x, done, y);
                 }
                 rows
             }
@@ -203,23 +194,36 @@ fn linear<S: Simd>(
     }
 }
 
-/// The outputs from `done` on that `matrix`, the rest of a part, has rows for; returns how many.
-#[inline(always)]
-fn part<S: Simd, E: Element>(
-    simd: S,
-    matrix: &[E],
-    done: usize,
-    x: &[&[f32]],
-    y: &mut [&mut [f32]],
-) -> usize {
-    let (Some(cols), Some(width)) = (x.first().map(|x| x.len()), y.first().map(|y| y.len())) else {
+/// The outputs from `done` on that a matrix's rows from `row` on give; returns how many.
+fn floats<E: Element>(matrix: &[E], row: usize, done: usize, x: &Operand, y: &mut [&mut [f32]]) -> usize {
+    let (Some(cols), Some(width)) = (x.floats.first().map(|x| x.len()), y.first().map(|y| y.len())) else {
         return 1;
     };
+    let matrix = &matrix[row * cols..];
     let rows = (matrix.len() / cols).min(width - done);
-    for (block, x) in x.chunks(LINES).enumerate() {
-        products(simd, matrix, cols, rows, cols, x, &mut |line, row, sum| {
-            y[block * LINES + line][done + row] = sum;
-        });
-    }
+    run(Floats { matrix, cols, rows, x: &x.floats, done, y });
     rows
+}
+
+struct Floats<'a, 'b, E> {
+    matrix: &'a [E],
+    cols: usize,
+    rows: usize,
+    x: &'a [&'a [f32]],
+    done: usize,
+    y: &'a mut [&'b mut [f32]],
+}
+
+impl<E: Element> Work for Floats<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { matrix, cols, rows, x, done, y } = self;
+        for (block, x) in x.chunks(LINES).enumerate() {
+            products(simd, matrix, cols, rows, cols, x, &mut |line, row, sum| {
+                y[block * LINES + line][done + row] = sum;
+            });
+        }
+    }
 }
