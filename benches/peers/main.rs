@@ -1,12 +1,14 @@
 //! wattle beside llama.cpp: the same random weights, threads and bytes, in two processes that take turns.
 //!
 //! ```text
-//! RUSTFLAGS="-C target-cpu=native" cargo bench -p wattle-benches --features peers --bench peers -- --shape qwen2.5-0.5b
+//! RUSTFLAGS="-C metadata=target-cpu=native" cargo bench -p wattle-benches --features peers --bench peers \
+//!     --target-dir target/peers -- --shape qwen2.5-0.5b
 //! ```
 //!
-//! (llama.cpp is built for this processor only with that flag.) Each process loads its model once and then waits; a
-//! round asks one, then the other, for the same measurement. Before anything is timed both compute the logits of a
-//! short prompt, and what they differ by is printed: it is the same model.
+//! The flag makes llama.cpp's build script build it for this processor; wattle stays as it is shipped. (cmake, clang
+//! and a C++ compiler must be there.) Each process loads its model once and then waits; a round asks one, then the
+//! other, for the same measurement. Before anything is timed both compute the logits of a short prompt, and what they
+//! differ by is printed: it is the same model.
 #![allow(missing_docs, reason = "a bench has no public items")]
 
 mod gguf;

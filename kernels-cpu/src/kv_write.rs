@@ -2,35 +2,20 @@
 
 use wattle_shaders::Row;
 
-use crate::{Read, Write};
+use crate::Read;
+use crate::cache::Cache;
 
-/// One layer's cache: K and V, each \[sequences, context, width\].
-pub struct Cache<'a> {
-    /// Positions of a sequence.
-    pub context: usize,
-    /// kv_heads × head_dim.
-    pub width: usize,
-    /// Keys.
-    pub k: &'a mut dyn Write,
-    /// Values.
-    pub v: &'a mut dyn Write,
-}
-
-impl Cache<'_> {
-    /// Where the cache has element 0 of a row.
-    pub fn at(&self, row: &Row) -> usize {
-        (row.sequence as usize * self.context + row.position as usize) * self.width
-    }
-}
-
-/// `k` and `v` \[rows, width\].
+/// `k` and `v` \[rows, kv_heads × head_dim\].
 pub fn plain(rows: &[Row], k: &dyn Read, v: &dyn Read, cache: &mut Cache) {
-    let width = cache.width;
+    let layout = cache.layout;
     for (line, row) in rows.iter().enumerate() {
-        let at = cache.at(row);
-        for i in 0..width {
-            cache.k.set(at + i, k.get(line * width + i));
-            cache.v.set(at + i, v.get(line * width + i));
+        for head in 0..layout.kv_heads {
+            let start = (line * layout.kv_heads + head) * layout.head_dim;
+            let (at, position) = (layout.head(row.sequence, head), row.position as usize);
+            for i in 0..layout.head_dim {
+                cache.k.set(at + layout.key(position, i), k.get(start + i));
+                cache.v.set(at + layout.value(position, i), v.get(start + i));
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! counting views ([`Tally`]), which count the bytes it touches. It reads every element of an activation row that it
 //! needs more than once into a local array first; matrices and caches are read once per use.
 
+pub mod cache;
 mod count;
 pub mod distribution;
 pub mod fast;

@@ -2,7 +2,7 @@
 
 use wattle_shaders::Row;
 
-use crate::kv_write::Cache;
+use crate::cache::Cache;
 use crate::norm::Norm;
 use crate::rope::Angles;
 use crate::{Read, Write};
@@ -11,10 +11,6 @@ use crate::{Read, Write};
 pub struct RopeKv<'a> {
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
     /// Norm of every q head.
     pub q_norm: Option<Norm<&'a dyn Read>>,
     /// Norm of every k head.
@@ -25,10 +21,11 @@ pub struct RopeKv<'a> {
 
 /// `qkv` \[rows, (heads + 2 kv_heads) × head_dim\]: all q heads, all k heads, all v heads; `y` \[rows, heads × head_dim\].
 pub fn plain(rows: &[Row], op: &RopeKv, qkv: &dyn Read, y: &mut dyn Write, cache: &mut Cache) {
-    let (heads, kv_heads, head_dim) = (op.heads, op.kv_heads, op.head_dim);
+    let layout = cache.layout;
+    let (heads, kv_heads, head_dim) = (op.heads, layout.kv_heads, layout.head_dim);
     let all = heads + 2 * kv_heads;
     for (line, row) in rows.iter().enumerate() {
-        let at = cache.at(row);
+        let position = row.position as usize;
         for head in 0..all {
             let start = (line * all + head) * head_dim;
             let mut values: Vec<f64> = (0..head_dim).map(|i| f64::from(qkv.get(start + i))).collect();
@@ -41,9 +38,11 @@ pub fn plain(rows: &[Row], op: &RopeKv, qkv: &dyn Read, y: &mut dyn Write, cache
                 if head < heads {
                     y.set((line * heads + head) * head_dim + i, value);
                 } else if head < heads + kv_heads {
-                    cache.k.set(at + (head - heads) * head_dim + i, value);
+                    let at = layout.head(row.sequence, head - heads);
+                    cache.k.set(at + layout.key(position, i), value);
                 } else {
-                    cache.v.set(at + (head - heads - kv_heads) * head_dim + i, value);
+                    let at = layout.head(row.sequence, head - heads - kv_heads);
+                    cache.v.set(at + layout.value(position, i), value);
                 }
             }
         }

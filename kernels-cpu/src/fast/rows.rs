@@ -7,6 +7,7 @@ use super::simd::{Simd, Work, run};
 use super::threads::lines;
 use super::tile::sum;
 use crate::activate::Function;
+use crate::cache::{Layout, POSITIONS};
 use crate::norm::Norm;
 use crate::rope::Angles;
 use crate::{Read, State, Stored, Weight};
@@ -149,13 +150,23 @@ impl Work for Rotate<'_> {
     }
 }
 
-/// `k` and `v` \[rows, width\]; K and V of one layer's cache, \[sequences, context, width\].
-pub fn kv_write(rows: &[Row], context: usize, width: usize, k: &[f32], v: &[f32], cache: [&mut [f32]; 2]) {
-    for (cache, x) in cache.into_iter().zip([k, v]) {
-        for (row, x) in rows.iter().zip(x.chunks(width)) {
-            let at = (row.sequence as usize * context + row.position as usize) * width;
-            cache[at..at + width].copy_from_slice(x);
-        }
+/// `k` and `v` \[rows, kv_heads × head_dim\]; K and V of one layer's cache.
+pub fn kv_write(rows: &[Row], layout: Layout, k: &[f32], v: &[f32], cache: [&mut [f32]; 2]) {
+    let width = layout.kv_heads * layout.head_dim;
+    let [k_cache, v_cache] = cache;
+    for (row, (k, v)) in rows.iter().zip(k.chunks(width).zip(v.chunks(width))) {
+        keep(row, layout, [k, v], [&mut *k_cache, &mut *v_cache]);
+    }
+}
+
+/// A row's keys and values to their places.
+fn keep(row: &Row, layout: Layout, [k, v]: [&[f32]; 2], [k_cache, v_cache]: [&mut [f32]; 2]) {
+    let (head_dim, position) = (layout.head_dim, row.position as usize);
+    for (head, (k, v)) in k.chunks(head_dim).zip(v.chunks(head_dim)).enumerate() {
+        let at = layout.head(row.sequence, head);
+        let keys = k_cache[at + layout.key(position, 0)..].iter_mut().step_by(POSITIONS);
+        keys.zip(k).for_each(|(to, k)| *to = *k);
+        v_cache[at + layout.value(position, 0)..][..head_dim].copy_from_slice(v);
     }
 }
 
@@ -163,12 +174,8 @@ pub fn kv_write(rows: &[Row], context: usize, width: usize, k: &[f32], v: &[f32]
 pub struct RopeKv<'a> {
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Positions of a sequence that the cache has room for.
-    pub context: usize,
+    /// Of the cache.
+    pub layout: Layout,
     /// Norm of every q head.
     pub q_norm: Option<Norm<&'a [f32]>>,
     /// Norm of every k head.
@@ -178,23 +185,25 @@ pub struct RopeKv<'a> {
 }
 
 /// `qkv` \[rows, (heads + 2 kv_heads) × head_dim\], `y` \[rows, heads × head_dim\]; K and V of one layer's cache.
-pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], [k, v]: [&mut [f32]; 2]) {
-    let (q_width, kv_width) = (op.heads * op.head_dim, op.kv_heads * op.head_dim);
+pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], [k_cache, v_cache]: [&mut [f32]; 2]) {
+    let head_dim = op.layout.head_dim;
+    let (q_width, kv_width) = (op.heads * head_dim, op.layout.kv_heads * head_dim);
     let turn = |row, heads: &mut [f32], norm: &Option<Norm<&[f32]>>| {
         if let Some(norm) = norm {
             run(NormParts { norm, parts: heads });
         }
         if let Some(angles) = &op.angles {
-            run(Rotate { heads, head_dim: op.head_dim, angles, row });
+            run(Rotate { heads, head_dim, angles, row });
         }
     };
+    let mut turned = vec![0.0; kv_width];
     for (row, (qkv, y)) in rows.iter().zip(qkv.chunks(q_width + 2 * kv_width).zip(y.chunks_mut(q_width))) {
-        let at = (row.sequence as usize * op.context + row.position as usize) * kv_width;
-        let (k, v) = (&mut k[at..at + kv_width], &mut v[at..at + kv_width]);
-        y.copy_from_slice(&qkv[..q_width]);
-        k.copy_from_slice(&qkv[q_width..q_width + kv_width]);
-        v.copy_from_slice(&qkv[q_width + kv_width..]);
+        let (q, kv) = qkv.split_at(q_width);
+        let (k, v) = kv.split_at(kv_width);
+        y.copy_from_slice(q);
         turn(row, y, &op.q_norm);
-        turn(row, k, &op.k_norm);
+        turned.copy_from_slice(k);
+        turn(row, &mut turned, &op.k_norm);
+        keep(row, op.layout, [&turned, v], [&mut *k_cache, &mut *v_cache]);
     }
 }

@@ -121,9 +121,7 @@ impl Backend for CpuBackend {
     }
 
     fn export_kv(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]> {
-        let kv = self.cache()?;
-        let span = kv.span(layer, sequence, positions)?;
-        Ok([&kv.k, &kv.v].map(|buffer| buffer.values()[span.clone()].to_vec()))
+        self.cache()?.export(layer, sequence, positions)
     }
 
     fn import_kv(&mut self, layer: usize, sequence: u32, kv: &[Vec<f32>; 2]) -> Result<()> {

@@ -86,23 +86,21 @@ pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
 fn attention(op: &Op, io: Io, y: &mut [f32]) {
     let x = |index: usize| io.inputs[index];
     let (rows, shape) = (io.rows, io.shape);
-    let angles = io.angles.map(|(pairs, table)| Angles { table, positions: io.context, pairs });
+    let angles = io.angles.map(|(pairs, table)| Angles { table, positions: io.layout.context, pairs });
     match (&op.kind, angles) {
         (OpKind::Attend(op), _) => {
             let [k, v] = io.cache.each_ref().map(|values| &**values);
-            fast::attend(rows, &io.attend(op), x(0), k, v, y);
+            fast::attend(rows, &io.attend(op), io.layout, x(0), [k, v], y);
         }
         (OpKind::Rope { heads, head_dim }, Some(angles)) => {
             fast::rope(rows, *heads, *head_dim, &angles, x(0), y);
         }
-        (OpKind::KvWrite { .. }, _) => fast::kv_write(rows, io.context, shape.width(), x(0), x(1), io.cache),
+        (OpKind::KvWrite { .. }, _) => fast::kv_write(rows, io.layout, x(0), x(1), io.cache),
         (OpKind::RopeKv(op), angles) => {
             let head_norm = |weights| norm(weights, shape.head_dim, NormKind::Rms, op.eps);
             let rope_kv = RopeKv {
                 heads: shape.heads,
-                kv_heads: shape.kv_heads,
-                head_dim: shape.head_dim,
-                context: io.context,
+                layout: io.layout,
                 q_norm: op.q_norm.as_ref().map(head_norm),
                 k_norm: op.k_norm.as_ref().map(head_norm),
                 angles: angles.filter(|_| op.rotate),

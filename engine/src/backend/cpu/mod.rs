@@ -206,7 +206,7 @@ impl CpuBackend {
             &prepared.activations.get(id)[..validate::lines(tensor.extent, step) * tensor.width]
         };
         let tally = Tally::default();
-        let (shape, context) = (kv.shape, kv.capacity.context);
+        let (shape, layout) = (kv.shape, kv.layout);
         let (cache, states) = kv.layer_mut(op::layer(&op.kind));
         let io = Io {
             rows,
@@ -219,7 +219,7 @@ impl CpuBackend {
             slots: &self.slots,
             angles: prepared.angles.as_ref().map(|(table, values)| (table.pairs(), &values[..])),
             shape,
-            context,
+            layout,
             precision: self.options.precision,
         };
         // Only the twins can count.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use wattle_kernels_cpu::State;
 use wattle_kernels_cpu::activate::Function;
 use wattle_kernels_cpu::attend;
+use wattle_kernels_cpu::cache::Layout;
 use wattle_kernels_cpu::fast::Precision;
 use wattle_shaders::{Row, Sample};
 
@@ -22,14 +23,14 @@ pub(super) struct Io<'a> {
     /// Width of the first input.
     pub width: usize,
     pub output: &'a mut [f32],
-    /// K and V of the op's layer: \[sequences, context, kv_heads × head_dim\].
+    /// K and V of the op's layer.
     pub cache: [&'a mut [f32]; 2],
+    pub layout: Layout,
     pub states: &'a mut [State],
     pub slots: &'a BTreeMap<usize, Slot>,
     /// Pairs, and \[sets, context, pairs, 2\].
     pub angles: Option<(usize, &'a [f32])>,
     pub shape: KvShape,
-    pub context: usize,
     pub precision: Precision,
 }
 
@@ -47,9 +48,7 @@ impl<'a> Io<'a> {
     }
 
     pub fn attend(&self, attend: &Attend) -> attend::Attend {
-        let KvShape { heads, kv_heads, head_dim, .. } = self.shape;
-        let (scale, window) = (attend.scale, attend.window);
-        attend::Attend { heads, kv_heads, head_dim, context: self.context, scale, window }
+        attend::Attend { heads: self.shape.heads, scale: attend.scale, window: attend.window }
     }
 }
 

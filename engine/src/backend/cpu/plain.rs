@@ -1,8 +1,9 @@
 //! Runs one op with its plain twin, over counting views if asked to.
 
 use wattle_kernels_cpu::attend::plain as attend;
+use wattle_kernels_cpu::cache::{Cache, Cached};
 use wattle_kernels_cpu::gate_up::{self, GateUp};
-use wattle_kernels_cpu::kv_write::{self, Cache};
+use wattle_kernels_cpu::kv_write;
 use wattle_kernels_cpu::norm::{self, Norm};
 use wattle_kernels_cpu::project::{self, Project};
 use wattle_kernels_cpu::rope::{self, Angles};
@@ -180,15 +181,16 @@ fn attention<'a>(op: &'a Op, io: Io<'a>, views: Views<'a>, inputs: &[Floats<'a>]
     let table = io.angles.map(|(_, table)| views.floats(table, Class::Weight));
     let angles = io.angles.zip(table.as_ref()).map(|((pairs, _), table)| {
         let table: &dyn Read = table;
-        Angles { table, positions: io.context, pairs }
+        Angles { table, positions: io.layout.context, pairs }
     });
     if let OpKind::Attend(attend_op) = &op.kind {
         let cache = io.cache.each_ref().map(|values| views.floats(values, Class::KvRead));
-        return attend(rows, &io.attend(attend_op), x(0), &cache[0], &cache[1], y);
+        let cached = Cached { layout: io.layout, k: &cache[0], v: &cache[1] };
+        return attend(rows, &io.attend(attend_op), x(0), cached, y);
     }
     let [k, v] = io.cache.map(|values| views.written(values, Class::KvWrite));
     let (k, v) = (&mut { k }, &mut { v });
-    let mut cache = Cache { context: io.context, width: shape.width(), k, v };
+    let mut cache = Cache { layout: io.layout, k, v };
     match (&op.kind, angles) {
         (OpKind::Rope { heads, head_dim }, Some(angles)) => {
             rope::plain(rows, *heads, *head_dim, &angles, x(0), y)
@@ -200,8 +202,6 @@ fn attention<'a>(op: &'a Op, io: Io<'a>, views: Views<'a>, inputs: &[Floats<'a>]
                 |i: usize| weights[i].as_ref().map(|w| norm(w, shape.head_dim, NormKind::Rms, op.eps));
             let rope_kv = RopeKv {
                 heads: shape.heads,
-                kv_heads: shape.kv_heads,
-                head_dim: shape.head_dim,
                 q_norm: head_norm(0),
                 k_norm: head_norm(1),
                 angles: angles.filter(|_| op.rotate),
