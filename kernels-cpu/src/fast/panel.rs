@@ -12,6 +12,9 @@ use super::inputs::{Block, Lines, TILE, tiles};
 use super::simd::{Bytes, Element, Inputs, LANES, Nibbles, Simd, Words, Work, run};
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels, Scales};
 
+/// Bytes between the codes in use and those that memory is asked for.
+const AHEAD: usize = 2048;
+
 /// Bytes of inputs that stay in a second-level cache while panels go by.
 const NEAR: usize = 1 << 18;
 
@@ -377,7 +380,16 @@ impl<const MIDDLE: bool> Codes for Fours<'_, MIDDLE> {
                 sums[n] = simd.ints(x[n].middle);
             }
         }
+        fetch(simd, &self.0[block]);
         simd.dots_4(&self.0[block], inputs(x), sums)
+    }
+}
+
+/// Asks for the codes that are needed [`AHEAD`] bytes after these: processors do not look beyond a page by themselves.
+#[inline(always)]
+fn fetch<S: Simd>(simd: S, codes: &[Words]) {
+    for words in codes {
+        simd.prefetch(words.as_ptr().wrapping_add(AHEAD));
     }
 }
 
@@ -387,6 +399,7 @@ struct Eights<'a>(&'a [Bytes]);
 impl Codes for Eights<'_> {
     #[inline(always)]
     fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
+        fetch(simd, &self.0[block]);
         simd.dots_8(&self.0[block], inputs(x), [simd.ints(0); N])
     }
 }
