@@ -151,6 +151,7 @@ fn fields_of_wrong_types_and_values_are_named() {
         config_refused(json!({"rank_pattern": {"q_proj": rank}}), &["q_proj", "from 1 to 4096"]);
     }
     config_refused(json!({"lora_alpha": "16"}), &["expected a number"]);
+    config_refused(json!({"lora_alpha": 1e300}), &["lora_alpha", "in the range of f32"]);
     config_refused(json!({"alpha_pattern": ["q_proj"]}), &["expected an object"]);
     config_refused(json!({"alpha_pattern": {"q_proj": null}}), &["expected a number"]);
     config_refused(json!({"target_modules": 3}), &["expected a string, a list"]);

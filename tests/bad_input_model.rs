@@ -151,6 +151,7 @@ fn fields_of_the_wrong_kind() {
     refused_config("model_type", json!(7));
     refused_config("hidden_act", json!("tanhshrink"));
     refused_config("rms_norm_eps", json!(-1e-5));
+    refused_config("rms_norm_eps", json!(1e300));
     refused_config("rope_theta", json!(0));
     refused_config("rope_scaling", json!(3));
     refused_config("tie_word_embeddings", json!("no"));

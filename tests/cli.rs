@@ -388,3 +388,17 @@ fn a_quantized_copy_answers_as_the_model_quantized_at_load_does() {
         }
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn logits_are_written_through_a_link() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+    std::fs::write(&file, "before").expect("a file");
+    std::os::unix::fs::symlink(&file, &link).expect("a link");
+    let out = link.to_str().expect("UTF-8");
+    stdout(&["logits", "--model", &fixture("llama"), "--ids", "1,2", "--out", out, "--backend", "cpu"]);
+    assert!(link.is_symlink());
+    let bytes = std::fs::read(&file).expect("the file");
+    assert!(SafeTensors::deserialize(&bytes).is_ok_and(|tensors| tensors.tensor("logits").is_ok()));
+}

@@ -162,6 +162,22 @@ fn a_draw_repeats_and_its_seed_and_path_matter() {
 }
 
 #[test]
+fn paths_do_not_see_what_others_drew() {
+    on_both(|options| {
+        let mut engine = open("llama", options);
+        let sampling = Sampling { penalty: 1.5, ..Sampling::GREEDY };
+        for prompt in [1, 2, 5] {
+            let request = Request { sampling, ignore_eos: true, ..Request::new(&ids("llama")[..prompt], 6) };
+            let alone = engine.generate(&request).expect("a generation");
+            let several = engine.generate(&Request { paths: 3, ..request }).expect("a generation");
+            for path in &several.paths {
+                assert_eq!(path.token_ids, alone.paths[0].token_ids, "{prompt} on {:?}", options.backend);
+            }
+        }
+    });
+}
+
+#[test]
 fn an_adapter_switched_on_half_way_continues_on_the_base_cache() {
     on_both(|options| {
         let mut engine = open("llama", options);

@@ -19,6 +19,7 @@ const ALIGNMENT: usize = 32;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Type {
     F32 = 0,
+    F16 = 1,
     Q4_0 = 2,
     Q4_1 = 3,
     Q8_0 = 8,
@@ -26,12 +27,10 @@ pub enum Type {
 
 impl Type {
     fn row(self, values: &[f32], out: &mut Vec<u8>) {
-        if self == Self::F32 {
-            return values.iter().for_each(|value| out.extend(value.to_le_bytes()));
-        }
         for block in values.chunks(BLOCK) {
             match self {
-                Self::F32 => {}
+                Self::F32 => block.iter().for_each(|value| out.extend(value.to_le_bytes())),
+                Self::F16 => block.iter().for_each(|&value| out.extend(f16::from_f32(value).to_le_bytes())),
                 Self::Q8_0 => q8_0(block, out),
                 Self::Q4_0 => {
                     let extreme =
@@ -87,8 +86,8 @@ enum Value {
     Text(String),
 }
 
-/// Writes `model` to `path`: projections as `layers`, embedding and head as q8_0, all else f32. Returns the bytes of
-/// its tensors.
+/// Writes `model` to `path`: projections as `layers`, embedding and head as q8_0, positions f16, all else f32.
+/// Returns the bytes of its matrices.
 pub fn write(model: &Model, layers: Type, path: &Path) -> Result<usize> {
     let tensors = tensors(model, layers)?;
     let header = header(model)?;
@@ -130,7 +129,8 @@ pub fn write(model: &Model, layers: Type, path: &Path) -> Result<usize> {
         pad(&mut file, tensor.data.len())?;
     }
     file.flush()?;
-    Ok(tensors.iter().map(|tensor| tensor.data.len()).sum())
+    let matrices = tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    Ok(matrices.map(|tensor| tensor.data.len()).sum())
 }
 
 fn string(text: &str, out: &mut Vec<u8>) {
@@ -184,7 +184,7 @@ fn tensors(model: &Model, layers: Type) -> Result<Vec<Tensor>> {
     let mut file = Tensors { layers, tensors: Vec::new() };
     file.matrix("token_embd", &[&weights.embed], Type::Q8_0, None)?;
     if let Some(positions) = &weights.positions {
-        file.matrix("position_embd", &[positions], Type::F32, None)?;
+        file.matrix("position_embd", &[positions], Type::F16, None)?;
     }
     for (index, layer) in weights.layers.iter().enumerate() {
         let name = |part: &str| format!("blk.{index}.{part}");
@@ -222,7 +222,7 @@ impl Tensors {
     /// The rows of some matrices, below each other; those of heads of `pairs` elements in llama.cpp's order.
     fn matrix(&mut self, name: &str, matrices: &[&Matrix], kind: Type, pairs: Option<usize>) -> Result<()> {
         let cols = matrices[0].cols;
-        if kind != Type::F32 && !cols.is_multiple_of(BLOCK) {
+        if ![Type::F32, Type::F16].contains(&kind) && !cols.is_multiple_of(BLOCK) {
             return Err(format!("{name}: {cols} columns are no multiple of {BLOCK}").into());
         }
         let mut data = Vec::new();

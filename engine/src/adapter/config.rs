@@ -96,7 +96,7 @@ impl Config {
         let (layers, layer_patterns) = layers(&fields, matches!(targets, Some(Strings::One(_))))?;
         Ok(Self {
             rank: fields.size("r", 1..=MAX_RANK)?.unwrap_or(8),
-            alpha: fields.read("lora_alpha", "a number", Value::as_f64)?.unwrap_or(8.0),
+            alpha: fields.read("lora_alpha", "a number in the range of f32", number)?.unwrap_or(8.0),
             rslora: fields.flag("use_rslora")?.unwrap_or(false),
             targets,
             exclude: strings(&fields, "exclude_modules")?.filter(|m| !m.is_empty()),
@@ -222,6 +222,11 @@ fn strings(fields: &Fields, name: &str) -> Result<Option<Strings>> {
 
 type Patterns<T> = Vec<(String, T)>;
 
+/// A number that an f32 can be near.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|&x| (x as f32).is_finite())
+}
+
 /// `rank_pattern` and `alpha_pattern`, from the text itself because the first match in it counts.
 fn patterns(fields: &Fields, path: &Path, text: &[u8]) -> Result<(Patterns<usize>, Patterns<f64>)> {
     #[derive(serde::Deserialize)]
@@ -236,7 +241,7 @@ fn patterns(fields: &Fields, path: &Path, text: &[u8]) -> Result<(Patterns<usize
     let rank =
         |value: &Value| usize::try_from(value.as_u64()?).ok().filter(|rank| (1..=MAX_RANK).contains(rank));
     let ranks = numbers(fields, "rank_pattern", both.rank_pattern, rank)?;
-    let alphas = numbers(fields, "alpha_pattern", both.alpha_pattern, Value::as_f64)?;
+    let alphas = numbers(fields, "alpha_pattern", both.alpha_pattern, number)?;
     Ok((ranks, alphas))
 }
 

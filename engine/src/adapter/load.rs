@@ -145,6 +145,9 @@ impl<'a> Loader<'a> {
                 let reason = format!("the model has {layers} layers: made for another model");
                 Err(self.wrong(module, reason))
             }
+            _ if module.ends_with("wpe") || module.ends_with("embed_positions") => {
+                Err(self.wrong(module, "LoRA on a table of positions is not supported"))
+            }
             _ => Err(self.wrong(module, format!("{family:?} has no such module: made for another model"))),
         }
     }

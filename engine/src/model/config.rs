@@ -79,14 +79,14 @@ impl Fields {
 
     /// A number above 0. (JSON has no NaN and no infinity.)
     pub(super) fn positive(&self, name: &str) -> Result<Option<f64>> {
-        self.read(name, "a number above 0", |value| value.as_f64().filter(|&x| x > 0.0))
+        self.read(name, "a number above 0 in the range of f32", positive)
     }
 
     /// A list of `len` numbers above 0.
     pub(super) fn positives(&self, name: &str, len: usize) -> Result<Option<Vec<f64>>> {
-        self.read(name, &format!("a list of {len} numbers above 0"), |value| {
+        self.read(name, &format!("a list of {len} numbers above 0 in the range of f32"), |value| {
             let list = value.as_array().filter(|list| list.len() == len)?;
-            list.iter().map(|x| x.as_f64().filter(|&x| x > 0.0)).collect()
+            list.iter().map(positive).collect()
         })
     }
 
@@ -169,4 +169,9 @@ pub(super) fn regular_file(path: &Path) -> Result<Option<u64>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::file(path, e)),
     }
+}
+
+/// A number above 0 that an f32 can be near.
+fn positive(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|&x| x > 0.0 && (x as f32).is_finite())
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use half::f16;
 use rayon::prelude::*;
+use wattle_kernels_cpu::Weight;
 use wattle_kernels_cpu::panels::{Bits, Offset, PANEL};
-use wattle_kernels_cpu::{Read, Weight};
 
 use super::Model;
 use super::aligned::AlignedBytes;
@@ -163,9 +163,9 @@ impl Made {
         let offsets: Vec<_> = (0..rows.div_ceil(PANEL)).map(|_| chunks.next().unwrap_or_default()).collect();
         panels.zip(scales).zip(offsets).enumerate().all(|(index, ((codes, scales), offsets))| {
             let mut panel = PanelMut { format, cols, codes, scales, offsets };
-            let first = index * PANEL;
+            let (first, mut values) = (index * PANEL, vec![0.0; cols]);
             (first..rows.min(first + PANEL)).all(|row| {
-                let values: Vec<f32> = (0..cols).map(|col| dense.get(row * cols + col)).collect();
+                dense.read_row(row, &mut values);
                 panel.quantize(row - first, &values)
             })
         })
@@ -185,6 +185,7 @@ impl PanelMut<'_> {
     /// Quantizes row `row` of the panel; false where an element is not finite.
     fn quantize(&mut self, row: usize, values: &[f32]) -> bool {
         let per = self.format.group(self.cols);
+        let mut codes = vec![0; self.cols];
         for (group, w) in values.chunks(per).enumerate() {
             if !w.iter().all(|w| w.is_finite()) {
                 return false;
@@ -197,17 +198,28 @@ impl PanelMut<'_> {
             }
             let minimum = f16::from_f32(minimum).to_f32();
             let inverse = if scale == 0.0 { 0.0 } else { 1.0 / f64::from(scale) };
-            for (col, &w) in (group * per..).zip(w) {
-                let steps = (f64::from(w) - f64::from(minimum)) * inverse;
-                let code = match (self.format.bits, self.format.offset) {
-                    (Bits::Eight, _) => steps.round().clamp(-127.0, 127.0) as i8 as u8,
-                    (Bits::Four, Offset::Middle) => (steps.round() + 8.0).clamp(0.0, 15.0) as u8,
-                    (Bits::Four, _) => steps.round().clamp(0.0, 15.0) as u8,
+            for (code, &w) in codes[group * per..].iter_mut().zip(w) {
+                let steps = round((f64::from(w) - f64::from(minimum)) * inverse);
+                *code = match (self.format.bits, self.format.offset) {
+                    (Bits::Eight, _) => steps.clamp(-127, 127) as u8,
+                    (Bits::Four, Offset::Middle) => (steps.saturating_add(8)).clamp(0, 15) as u8,
+                    (Bits::Four, _) => steps.clamp(0, 15) as u8,
                 };
-                self.set_code(row, col, code);
             }
         }
+        self.set_codes(row, &codes);
         true
+    }
+
+    /// Stores the codes of a row that had zeros.
+    fn set_codes(&mut self, row: usize, codes: &[u8]) {
+        // Four columns lie together.
+        for (index, codes) in codes.chunks(4).enumerate() {
+            let (byte, high) = self.format.bits.code_at(self.cols, row, 4 * index);
+            for (to, code) in self.codes[byte..].iter_mut().zip(codes) {
+                *to |= if high { code << 4 } else { *code };
+            }
+        }
     }
 
     /// Stores the code of an element that had 0.
@@ -236,6 +248,13 @@ impl PanelMut<'_> {
             }
         }
     }
+}
+
+/// The nearest integer, of two the one further from 0. (`f64::round` is a call where the processor is not known.)
+fn round(x: f64) -> i32 {
+    let whole = x as i32;
+    let rest = x - f64::from(whole);
+    whole.saturating_add(i32::from(rest >= 0.5) - i32::from(rest <= -0.5))
 }
 
 /// s and m of a group, before they are rounded.

@@ -90,7 +90,8 @@ fn rotated(config: &Fields, params: &Fields, family: Family, head_dim: usize) ->
         let reason = format!(
             "would rotate {dim} elements of heads of {head_dim}; expected an even number, at least 2"
         );
-        return Err(config.error("head_dim", reason));
+        let field = if factor == 1.0 { "head_dim" } else { "partial_rotary_factor" };
+        return Err(config.error(field, reason));
     }
     Ok(dim)
 }

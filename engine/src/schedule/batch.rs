@@ -127,7 +127,7 @@ impl<'a> Batch<'a> {
             runtime.backend.reset_sequence(id)?;
             // Later paths take the prompt from the first one, if that one is still at it.
             let first = self.running.iter().find(|(_, s)| s.request == job && s.path == 0);
-            sequence.waits_for_copy = first.is_some_and(|(_, first)| first.before_prompt_end());
+            sequence.waits_for_copy = first.is_some_and(|(_, first)| first.before_copy() > 0);
             self.running.push((self.serial, sequence));
             self.serial += 1;
         }
@@ -138,8 +138,14 @@ impl<'a> Batch<'a> {
     fn rows(&mut self, depth: usize, max_rows: usize, max_samples: usize) -> (Step, Vec<u64>) {
         let (mut step, mut draws) = (Step::default(), Vec::new());
         let mut wanted: Vec<(usize, usize)> = Vec::new();
+        let waiting = self.running.iter().filter(|(_, s)| s.waits_for_copy);
+        let copied: Vec<usize> = waiting.map(|(_, s)| s.request).collect();
         for (index, (_, sequence)) in self.running.iter_mut().enumerate() {
-            wanted.push((sequence.rows_wanted(depth), index));
+            let mut count = sequence.rows_wanted(depth);
+            if sequence.path == 0 && copied.contains(&sequence.request) {
+                count = count.min(sequence.before_copy());
+            }
+            wanted.push((count, index));
         }
         wanted.retain(|&(count, _)| count > 0);
         wanted.sort_by_key(|&(count, index)| (count > 1, index));

@@ -80,9 +80,10 @@ impl<'a> Sequence<'a> {
         }
     }
 
-    /// Positions of the prompt, without its last, that another path can copy right now.
+    /// Positions that another path can copy right now: the prompt without its last token, which each path runs
+    /// itself, and draws from. A token that this path has drawn must not be in the state that is copied.
     pub fn copyable(&self) -> Option<usize> {
-        (self.planned == self.prompt && !self.waits_for_copy).then_some(self.prompt - 1)
+        (self.planned + 1 == self.prompt && !self.waits_for_copy).then_some(self.planned)
     }
 
     /// The prompt is in the cache up to its last token.
@@ -95,9 +96,9 @@ impl<'a> Sequence<'a> {
         self.tokens.len() >= self.limit
     }
 
-    /// Whether the prompt is still to be run.
-    pub fn before_prompt_end(&self) -> bool {
-        self.planned < self.prompt
+    /// Rows that are to be run before another path can copy.
+    pub fn before_copy(&self) -> usize {
+        (self.prompt - 1).saturating_sub(self.planned)
     }
 
     /// Tokens that were drawn and not yet collected.

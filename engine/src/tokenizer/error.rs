@@ -10,6 +10,14 @@ pub enum Error {
     /// The directory holds no tokenizer in a known form.
     #[error("{}: no tokenizer; accepted: tokenizer.json, or vocab.json together with merges.txt", .0.display())]
     Missing(PathBuf),
+    /// One of two files that belong together is missing.
+    #[error("{}: not there, but {other} is; accepted: both, or tokenizer.json", file.display())]
+    Half {
+        /// The file that is missing.
+        file: PathBuf,
+        /// The name of the one that is there.
+        other: &'static str,
+    },
     /// A file exists but cannot be read.
     #[error("{}: {source}; accepted: a readable UTF-8 text file", file.display())]
     Read {

@@ -64,10 +64,12 @@ impl Family {
 /// Reads vocab.json and merges.txt; `None` unless both are there.
 pub(super) fn load(dir: &Path, side: &Side) -> Result<Option<Loaded>, Error> {
     let (vocab_file, merges_file) = (dir.join("vocab.json"), dir.join("merges.txt"));
-    let (Some(vocab_text), Some(merges_text)) =
-        (read(&vocab_file, VOCAB_LIMIT)?, read(&merges_file, VOCAB_LIMIT)?)
-    else {
-        return Ok(None);
+    let texts = (read(&vocab_file, VOCAB_LIMIT)?, read(&merges_file, VOCAB_LIMIT)?);
+    let (vocab_text, merges_text) = match texts {
+        (Some(vocab), Some(merges)) => (vocab, merges),
+        (None, None) => return Ok(None),
+        (Some(_), None) => return Err(Error::Half { file: merges_file, other: "vocab.json" }),
+        (None, Some(_)) => return Err(Error::Half { file: vocab_file, other: "merges.txt" }),
     };
     let mut vocab = parse_vocab(&vocab_file, &vocab_text)?;
     let merges = parse_merges(&merges_file, &merges_text, &vocab)?;

@@ -11,6 +11,8 @@ use crate::progress::Progress;
 use crate::prompt::token_id;
 use crate::session::{Session, Source};
 
+const DAMAGED: &str = "the weights or the adapter's factors are damaged, or its scale is too large";
+
 /// Arguments of `logits`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -32,7 +34,13 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<()> {
         session.engine.logits(&args.ids, &session.lora)?
     };
     let shape = vec![args.ids.len(), session.engine.spec().vocab];
+    if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
+        let position = index / session.engine.spec().vocab;
+        return Err(Error::value("logits", format!("not finite at position {position}: {DAMAGED}")));
+    }
     let failed = |error: safetensors::SafeTensorError| Error::file(&args.out, error);
     let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(&logits)).map_err(failed)?;
-    safetensors::serialize_to_file([("logits", view)], None, &args.out).map_err(failed)
+    let bytes = safetensors::serialize([("logits", view)], None).map_err(failed)?;
+    // Written in place, so that links, pipes and devices stay what they are.
+    std::fs::write(&args.out, bytes).map_err(|error| Error::file(&args.out, error))
 }

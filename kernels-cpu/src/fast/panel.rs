@@ -13,7 +13,7 @@ use super::simd::{Bytes, Element, Inputs, LANES, Nibbles, Simd, Words, Work, run
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels, Scales};
 
 /// Bytes between the codes in use and those that memory is asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Bytes of inputs that stay in a second-level cache while panels go by.
 const NEAR: usize = 1 << 18;
@@ -46,7 +46,10 @@ impl Work for Products<'_, '_> {
                 let lanes = rows.start.max(first)..rows.end.min(first + LANES);
                 let mut put = |line: usize, sums: &[f32; LANES]| {
                     let to = &mut y[line][done + lanes.start - rows.start..][..lanes.len()];
-                    to.copy_from_slice(&sums[lanes.start - first..][..lanes.len()]);
+                    match to.as_mut_array() {
+                        Some(whole) => *whole = *sums,
+                        None => to.copy_from_slice(&sums[lanes.start - first..][..lanes.len()]),
+                    }
                 };
                 for (line, width) in tiles(near.min(x.len() / matrix.blocks() - start)) {
                     panel.tile(simd, x, [start + line, width], &mut put);

@@ -10,17 +10,7 @@ use crate::activate::Function;
 use crate::cache::{Layout, POSITIONS};
 use crate::norm::Norm;
 use crate::rope::Angles;
-use crate::{Read, State, Stored, Weight};
-
-/// Writes row `row` of a table.
-fn table_row(table: &Weight, row: usize, y: &mut [f32]) {
-    let (stored, row) = table.locate(row);
-    let start = row * table.cols;
-    match stored {
-        Stored::F32(values) => y.copy_from_slice(&values[start..][..y.len()]),
-        stored => (start..).zip(y).for_each(|(index, y)| *y = stored.get(index)),
-    }
-}
+use crate::{State, Weight};
 
 /// `y` \[rows, width\]; marks tokens as seen.
 pub fn embed(rows: &[Row], table: &Weight, states: &mut [State], y: &mut [f32]) {
@@ -28,14 +18,14 @@ pub fn embed(rows: &[Row], table: &Weight, states: &mut [State], y: &mut [f32]) 
         let state = &mut states[row.sequence as usize];
         let token = state.token(row);
         state.mark(token);
-        table_row(table, token as usize, y);
+        table.read_row(token as usize, y);
     }
 }
 
 /// `x` and `y` \[rows, width\].
 pub fn add_position(rows: &[Row], offset: u32, table: &Weight, x: &[f32], y: &mut [f32]) {
     for (row, (x, y)) in rows.iter().zip(x.chunks(table.cols).zip(y.chunks_mut(table.cols))) {
-        table_row(table, (row.position + offset) as usize, y);
+        table.read_row((row.position + offset) as usize, y);
         y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
     }
 }
