@@ -44,7 +44,7 @@ pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], [k, v]: [&[f
     }
     let per = groups.len().div_ceil(parts(work)).max(1);
     let tasks: Vec<&mut [Group]> = groups.chunks_mut(per).collect();
-    each(tasks, |groups| groups.iter_mut().for_each(|group| run(group)));
+    each(tasks, |groups| groups.iter_mut().for_each(run));
 }
 
 /// Queries of one key head of one sequence.

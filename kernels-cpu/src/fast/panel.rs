@@ -216,12 +216,11 @@ impl<'a> Panel<'a> {
         codes: &C,
         x: Part<Block>,
     ) -> [S::Vector; N] {
-        let scales = &self.scales.scales[..self.blocks];
         let mut totals = [simd.zero(); N];
-        for block in 0..self.blocks {
+        for (block, scale) in self.scales.scales.iter().enumerate() {
             let x = x.block::<N>(block);
             let ints = codes.dots(simd, block, x);
-            let scale = simd.load(&scales[block]);
+            let scale = simd.load(scale);
             for n in 0..N {
                 let sum = simd.mul(simd.floats(ints[n]), simd.splat(x[n].scale));
                 totals[n] = simd.fma(sum, scale, totals[n]);
