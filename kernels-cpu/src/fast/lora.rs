@@ -116,28 +116,44 @@ fn add_rows<S: Simd, E: Element>(simd: S, b: &[E], t: &[f32], first: usize, y: &
     let mut done = 0;
     while done < y.len() {
         let (panel, lane) = ((first + done) / LANES, (first + done) % LANES);
-        let b = b[panel * t.len() * LANES..][..t.len() * LANES].as_chunks().0;
-        let count = (LANES - lane).min(y.len() - done);
-        match y[done..].first_chunk_mut() {
-            Some(y) if lane == 0 => add_panel(simd, b, t, y),
-            _ => {
-                let mut lanes = [0.0; LANES];
-                lanes[lane..][..count].copy_from_slice(&y[done..][..count]);
-                add_panel(simd, b, t, &mut lanes);
-                y[done..][..count].copy_from_slice(&lanes[lane..][..count]);
-            }
+        let b = b[panel * t.len() * LANES..].as_chunks().0;
+        let y = &mut y[done..];
+        if lane == 0 && y.len() >= TOGETHER * LANES {
+            add_panels::<S, E, TOGETHER>(simd, b, t, y);
+            done += TOGETHER * LANES;
+            continue;
         }
+        let count = (LANES - lane).min(y.len());
+        let mut lanes = [0.0; LANES];
+        lanes[lane..][..count].copy_from_slice(&y[..count]);
+        add_panels::<S, E, 1>(simd, b, t, &mut lanes);
+        y[..count].copy_from_slice(&lanes[lane..][..count]);
         done += count;
     }
 }
 
+/// Panels whose additions are under way together, so that none waits for the one before.
+const TOGETHER: usize = 4;
+
+/// y += B t for P panels.
 #[inline(always)]
-fn add_panel<S: Simd, E: Element>(simd: S, b: &[[E; LANES]], t: &[f32], y: &mut [f32; LANES]) {
-    let mut sums = simd.load(y);
-    for (b, &t) in b.iter().zip(t) {
-        sums = simd.fma(E::load(simd, b), simd.splat(t), sums);
+fn add_panels<S: Simd, E: Element, const P: usize>(simd: S, b: &[[E; LANES]], t: &[f32], y: &mut [f32]) {
+    let y = &mut y.as_chunks_mut::<LANES>().0[..P];
+    let b = &b[..P * t.len()];
+    let mut sums = [simd.zero(); P];
+    for p in 0..P {
+        sums[p] = simd.load(&y[p]);
     }
-    simd.store(sums, y);
+    let rank = t.len();
+    for (r, &t) in t.iter().enumerate() {
+        let t = simd.splat(t);
+        for p in 0..P {
+            sums[p] = simd.fma(E::load(simd, &b[p * rank + r]), t, sums[p]);
+        }
+    }
+    for p in 0..P {
+        simd.store(sums[p], &mut y[p]);
+    }
 }
 
 /// z = y + B t; `y` and `z` \[rows, width\], `t` \[rows, t width\].
@@ -168,6 +184,9 @@ impl Work for Up<'_> {
 
 /// Rows of A that are multiplied together.
 const ROWS: usize = 4;
+
+/// Lines of x that stay in a near cache while A goes by.
+const LINES: usize = 16;
 
 /// t = A x for active rows; `x` \[rows, cols\], `t` \[rows, t width\].
 pub fn lora_down(rows: &[Row], lora: &Lora<Factor>, x: &[f32], t: &mut [f32]) {
@@ -226,9 +245,11 @@ impl Down<'_> {
         let own: Vec<usize> = (0..rows.len()).filter(own).collect();
         let lines: Vec<&[f32]> = own.iter().map(|line| &x[line * lora.cols..][..lora.cols]).collect();
         let a = &a[(from - first) * lora.cols..];
-        products(simd, a, lora.cols, to - from, lora.cols, &lines, &mut |line, r, sum| {
-            t[own[line]][from - *start + r] = sum;
-        });
+        for (lines, own) in lines.chunks(LINES).zip(own.chunks(LINES)) {
+            products(simd, a, lora.cols, to - from, lora.cols, lines, &mut |line, r, sum| {
+                t[own[line]][from - *start + r] = sum;
+            });
+        }
     }
 }
 
