@@ -145,12 +145,12 @@ pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (P
     if options.plan == PlanKind::Plain {
         return (plain.without_lora(), plain);
     }
-    let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
+    let fused = plan::fuse(&plain, FuseOptions::CPU);
     let base = fused.without_lora();
     if fused.max_b_pool_bytes() <= binding(options) {
         return (base, fused);
     }
-    (base, plan::fuse(&plain, FuseOptions { lora_epilogue: false }))
+    (base, plan::fuse(&plain, FuseOptions { lora_epilogue: false, ..FuseOptions::CPU }))
 }
 
 /// Every device allows bindings of 128 MiB (WebGPU's default limit).

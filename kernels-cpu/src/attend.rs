@@ -2,7 +2,7 @@
 
 use wattle_shaders::Row;
 
-use crate::{Read, Write};
+use crate::{Carry, Read, Write};
 
 /// Shapes and rules.
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +35,18 @@ impl Attend {
     }
 }
 
-/// `q` and `y` \[rows, heads × head_dim\]; `k` and `v` \[sequences, context, kv_heads × head_dim\].
-pub fn plain(rows: &[Row], op: &Attend, q: &dyn Read, k: &dyn Read, v: &dyn Read, y: &mut dyn Write) {
+/// `q` and `y` \[rows, heads × head_dim\]; `k` and `v` \[sequences, context, kv_heads × head_dim\]; what is carried has y
+/// as its input.
+pub fn plain(
+    rows: &[Row],
+    op: &Attend,
+    q: &dyn Read,
+    [k, v]: [&dyn Read; 2],
+    y: &mut dyn Write,
+    mut carry: Option<Carry>,
+) {
     for (line, row) in rows.iter().enumerate() {
+        let mut values = Vec::new();
         for head in 0..op.heads {
             let start = (line * op.heads + head) * op.head_dim;
             let score = |position| {
@@ -53,8 +62,10 @@ pub fn plain(rows: &[Row], op: &Attend, q: &dyn Read, k: &dyn Read, v: &dyn Read
             for i in 0..op.head_dim {
                 let value = |position| f64::from(v.get(op.at(row, position, head) + i));
                 let sum: f64 = op.span(row).zip(&weights).map(|(p, weight)| weight * value(p)).sum();
+                values.push(sum / total);
                 y.set(start + i, (sum / total) as f32);
             }
         }
+        carry.iter_mut().for_each(|carry| carry.row(line, &values));
     }
 }
