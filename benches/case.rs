@@ -116,7 +116,7 @@ impl Case {
         let slots = usize::from(self.rank > 0);
         let lora = LoraCapacity { slots, rank: self.rank, outside: kernel == "lora_embed" };
         let plain = plan::build(&model.spec, &model.weights, lora);
-        let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
+        let fused = plan::fuse(&plain, FuseOptions::CPU);
         let has = |plan: &Plan| plan.ops.iter().any(|op| op.kind.kernel() == kernel);
         [fused, plain].into_iter().find(has).map(Arc::new)
     }

@@ -1,6 +1,8 @@
 // y = f(G x + b_g + B_g t) * (U x + b_u + B_u t).
-// Grid: one workgroup per 4 outputs and COLS rows of x; lanes split the inputs. Bound by reading G and U.
+// t = A y of the site that is carried, one partial sum per workgroup's outputs.
+// Grid: one workgroup per `blocks` times 4 outputs and COLS rows of x; lanes split the inputs. Bound by reading G and U.
 
+import package::shared::carry::{carry, values};
 import package::shared::dots::{COLS, Sums, fold, masked, reduce, total};
 import package::shared::functions::activate;
 import package::shared::lane::{Lane, LANES, group_index};
@@ -20,7 +22,10 @@ struct Params {
     extent: u32,
     function: u32, // f
     biased: u32,
+    blocks: u32,   // of 4 outputs, one after the other; with a carried site 4
 }
+
+const MOST = 16u; // outputs of a workgroup
 
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<storage, read> gate: array<Packed>; // [rows, k4], or panels
@@ -61,15 +66,9 @@ fn places(block: u32, i: u32) -> vec4u {
     return min(vec4u(block * 4u) + vec4u(0u, 1u, 2u, 3u), vec4u(params.rows - 1u)) * params.k4 + i;
 }
 
-@compute @workgroup_size(64)
-fn main(lane: Lane) {
+// Outputs of 4 rows of G and U, to y, and to `values` from `at` on.
+fn four(block: u32, at: u32, column: u32, lane: Lane) {
     let n = count(params.extent);
-    let column_blocks = (n + COLS - 1u) / COLS;
-    let column = group_index(lane) % column_blocks * COLS;
-    let block = group_index(lane) / column_blocks;
-    if block * 4u >= params.rows {
-        return;
-    }
     var gate_acc: Sums;
     var up_acc: Sums;
     for (var i = lane.index; i < params.k4; i += LANES) {
@@ -90,16 +89,38 @@ fn main(lane: Lane) {
     var u = total(lane.index % 4u, c, lane);
     let line = column + c;
     let local = block * 4u + lane.index % 4u;
-    if lane.index >= COLS * 4u || line >= n || local >= params.rows {
+    if lane.index < COLS * 4u && line < n && local < params.rows {
+        let output = params.first + local;
+        if params.biased != 0u {
+            g += bias[output];
+            u += bias[params.outputs + output];
+        }
+        let row = step_row(row_index(line, params.extent));
+        g = activate(params.function, add_lora(g, output, line, row));
+        u = add_lora(u, params.outputs + output, line, row);
+        y[line * params.stride + output] = g * u;
+        values[c * MOST + at + lane.index % 4u] = g * u;
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(64)
+fn main(lane: Lane) {
+    let n = count(params.extent);
+    let column_blocks = (n + COLS - 1u) / COLS;
+    let column = group_index(lane) % column_blocks * COLS;
+    let begin = group_index(lane) / column_blocks * params.blocks;
+    if begin * 4u >= params.rows {
         return;
     }
-    let output = params.first + local;
-    if params.biased != 0u {
-        g += bias[output];
-        u += bias[params.outputs + output];
+    let end = min(begin + params.blocks, (params.rows + 3u) / 4u);
+    for (var block = begin; block < end; block++) {
+        four(block, (block - begin) * 4u, column, lane);
     }
-    let row = step_row(row_index(line, params.extent));
-    g = activate(params.function, add_lora(g, output, line, row));
-    u = add_lora(u, params.outputs + output, line, row);
-    y[line * params.stride + output] = g * u;
+    let first = params.first + begin * 4u;
+    let outputs = min(MOST, params.rows - begin * 4u);
+    for (var c = 0u; c < min(COLS, n - column); c++) {
+        let row = step_row(row_index(column + c, params.extent));
+        carry(column + c, row, first / MOST, first, c * MOST, outputs, params.outputs, lane);
+    }
 }
