@@ -140,12 +140,12 @@ fn normed(inputs: usize, outputs: usize, n: usize, format: impl Into<Format>) ->
     let random = &mut Random((inputs * outputs) as u64);
     let weights = NormWeights { weight: (n != 2).then(|| random.vector(inputs)), bias: None };
     let norm = Some(Norm { kind: NormKind::Rms, weights, eps: 1e-5, groups: 1 });
-    let bias = (outputs % 3 > 0).then(|| random.vector(outputs));
+    let bias = (!outputs.is_multiple_of(3)).then(|| random.vector(outputs));
     let op = Project { norm, bias, ..project(random.matrix(outputs, inputs, format)) };
     let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &[inputs], outputs);
     let x = (0..n).flat_map(|line| random.numbers(inputs, [1.0, 3e-3, 30.0][line % 3])).collect();
     let name = format!("{n} rows, norm, {inputs} → {outputs}, {format}");
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         return finish(name, plan, step(rows(n, random), 0, 1), vec![x]);
     }
     let site = site(inputs, &[7, 2, 3]);

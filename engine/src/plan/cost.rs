@@ -106,7 +106,7 @@ impl<'a> Coster<'a> {
             },
         };
         if let Some(carry) = &self.op.carry {
-            cost = cost + self.carried(&carry.site);
+            cost += self.carried(&carry.site);
         }
         cost.launches = 1;
         cost.on_chip_bytes = self.accesses();
