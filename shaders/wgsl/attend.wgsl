@@ -4,10 +4,12 @@
 // Grid: one workgroup per row and q head; lanes split positions for q K^T, head elements for the sum. Bound by reading K, V.
 
 import package::shared::cache::{Cache, cell, cell_stride};
-import package::shared::carry::{VALUES as HEAD_DIM, carry, values};
+import package::shared::carry::{Carried, carry, next, values};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::{maximum, sum};
 import package::shared::step::{ROWS, count, step_row};
+
+@id(0) override HEAD_DIM: u32; // padded to 4
 
 struct Params {
     cache: Cache,
@@ -27,7 +29,7 @@ const LEAST = -3.4e38;
 
 var<workgroup> query: array<f32, HEAD_DIM>;
 var<workgroup> weights: array<f32, LANES>;
-// `values` are the weighted sums of V: element i belongs to lane i % LANES. HEAD_DIM is padded to 4.
+var<workgroup> acc: array<f32, HEAD_DIM>; // element i belongs to lane i % LANES
 
 fn score(at: u32) -> f32 {
     var s = 0.0;
@@ -60,7 +62,7 @@ fn main(lane: Lane) {
         if i < cache.head_dim {
             query[i] = q[begin + i];
         }
-        values[i] = 0.0;
+        acc[i] = 0.0;
     }
     workgroupBarrier();
     let end = row.position + 1u;
@@ -81,19 +83,22 @@ fn main(lane: Lane) {
         total = fma(total, shrink, sum(weight, lane, LANES));
         top = new_top;
         for (var i = lane.index; i < cache.head_dim; i += LANES) {
-            var value = values[i] * shrink;
+            var value = acc[i] * shrink;
             for (var p = max(tile, start); p < min(tile + LANES, end); p++) {
                 value = fma(weights[p - tile], v_cache[(own * cache.positions + p) * HEAD_DIM + i], value);
             }
-            values[i] = value;
+            acc[i] = value;
         }
         workgroupBarrier();
     }
     for (var i = lane.index; i < cache.head_dim; i += LANES) {
-        values[i] /= total;
-        y[begin + i] = values[i];
+        let value = acc[i] / total;
+        y[begin + i] = value;
+        if next.parts != 0u {
+            values[i] = value;
+        }
     }
     workgroupBarrier();
     let width = params.heads * cache.head_dim;
-    carry(line, row, head, head * cache.head_dim, 0u, cache.head_dim, width, lane);
+    carry(Carried(line, 1u, ROWS, head, head * cache.head_dim, cache.head_dim, width, 0u), lane);
 }

@@ -2,7 +2,7 @@
 // t = A y of the site that is carried, one partial sum per workgroup's outputs.
 // Grid: one workgroup per `blocks` times 4 outputs and COLS rows of x; lanes split the inputs. Bound by reading G and U.
 
-import package::shared::carry::{carry, values};
+import package::shared::carry::{Carried, carry, values};
 import package::shared::dots::{COLS, Sums, fold, masked, reduce, total};
 import package::shared::functions::activate;
 import package::shared::lane::{Lane, LANES, group_index};
@@ -119,8 +119,6 @@ fn main(lane: Lane) {
     }
     let first = params.first + begin * 4u;
     let outputs = min(MOST, params.rows - begin * 4u);
-    for (var c = 0u; c < min(COLS, n - column); c++) {
-        let row = step_row(row_index(column + c, params.extent));
-        carry(column + c, row, first / MOST, first, c * MOST, outputs, params.outputs, lane);
-    }
+    let lines = min(COLS, n - column);
+    carry(Carried(column, lines, params.extent, first / MOST, first, outputs, params.outputs, MOST), lane);
 }

@@ -9,6 +9,9 @@ use crate::model::{Matrix, NormKind};
 /// Outputs of a partial sum that [`OpKind::GateUp`] carries.
 pub const GATE_UP_PART: usize = 16;
 
+/// Elements of a head that [`OpKind::Attend`] can carry at most: workgroup memory of the kernel.
+const HEAD_DIM: usize = 512;
+
 /// An RMS norm that only q, k, v projections read → their prologue; their B t is added by what rotates them.
 pub(super) fn fold_norm(graph: &mut Graph, rope_kv: usize) -> Option<()> {
     let rotate = graph.op(rope_kv)?.clone();
@@ -74,7 +77,7 @@ fn carrier(graph: &Graph, x: TensorId, t: TensorId, binding: u64) -> Option<(usi
     let part = match &op.kind {
         OpKind::Project(project) if project.norm.is_some() => usize::MAX,
         OpKind::Norm(norm) if norm.groups == 1 => usize::MAX,
-        OpKind::Attend(_) => graph.kv().head_dim,
+        OpKind::Attend(_) if graph.kv().head_dim <= HEAD_DIM => graph.kv().head_dim,
         // Workgroups must own the same outputs wherever the matrix is split: it is not.
         OpKind::GateUp(gate_up) if whole(&gate_up.gate, binding) && whole(&gate_up.up, binding) => {
             GATE_UP_PART
