@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, PlanHandle, Step};
+use wattle_engine::cache::pages_for;
 use wattle_engine::plan::{Extent, Plan};
 use wattle_engine::{BackendChoice, EngineOptions, Precision};
 use wattle_policy::CostSource;
@@ -53,7 +54,9 @@ impl Runner {
         let options = EngineOptions { backend: choice, precision, ..EngineOptions::default() };
         let context = (case.depth + case.rows + 1) as usize;
         let rows = case.rows as usize;
-        let capacity = Capacity { sequences: case.sequences(), context, rows, samples: rows };
+        let sequences = case.sequences();
+        let pages = sequences * pages_for(context);
+        let capacity = Capacity { sequences, context, pages, rows, samples: rows };
         let mut backend = backend::create(&options, capacity).ok()?;
         if choice == BackendChoice::Auto && backend.kind() == "cpu" {
             return None;

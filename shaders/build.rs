@@ -30,23 +30,27 @@ fn constant(out: &mut String, path: &Path) -> Result<(), Box<dyn Error>> {
     let text = fs::read_to_string(path)?;
     // A kernel's text is the same for the types that it does not tell apart.
     let has = |module: &str| text.contains(&format!("shared::{module}"));
-    let types = match (has("panels") || has("matrix"), has("weights")) {
-        (true, _) => 5,
-        (false, true) => 3,
-        (false, false) => 1,
+    let types: &[&str] = match (has("panels") || has("matrix"), has("weights"), has("cache")) {
+        (true, ..) => &TYPES,
+        (_, true, _) => &["f32", "f16", "bf16"],
+        (.., true) => &["f32", "f16", "bytes"],
+        _ => &["f32"],
     };
     writeln!(out, "pub(crate) const {stem}: [[&str; 5]; 2] = [")?;
     for subgroups in [false, true] {
-        let mut texts = Vec::new();
-        for weights in &TYPES[..types] {
+        let mut texts = Vec::<String>::new();
+        for weights in TYPES {
+            if !types.contains(&weights) {
+                texts.push(texts[0].clone());
+                continue;
+            }
             let mut compiler = Wesl::new("wgsl");
             compiler.set_features([("subgroups", subgroups)]);
-            compiler.set_features(TYPES.map(|name| (name, name == *weights)));
+            compiler.set_features(TYPES.map(|name| (name, name == weights)));
             let wgsl = compiler.compile(&module).map_err(|error| format!("{}: {error}", path.display()))?;
             texts.push(wgsl.to_string());
         }
-        let all = (0..TYPES.len()).map(|index| texts.get(index).or(texts.first()));
-        writeln!(out, "    {:?},", all.flatten().collect::<Vec<_>>())?;
+        writeln!(out, "    {texts:?},")?;
     }
     writeln!(out, "];")?;
     Ok(())

@@ -9,12 +9,13 @@ use std::collections::btree_map::Entry;
 
 use wattle_engine::backend::gpu::{GpuBackend, GpuOptions, devices};
 use wattle_engine::backend::{Backend, Capacity, Limits, Step, Ticket};
+use wattle_engine::cache::PAGE;
 use wattle_engine::plan::{Op, OpKind};
 use wattle_engine::{Error, Result};
 use wattle_tests::{Act, Case, Failure, Make, kernels};
 
 fn options(limits: Limits, checked: bool) -> GpuOptions {
-    let capacity = Capacity { sequences: 1, context: 1, rows: 1, samples: 1 };
+    let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
     let limits = Limits { guards: true, ..limits };
     GpuOptions { limits, capacity, allow_software: true, device: None, checked }
 }
@@ -42,12 +43,12 @@ fn variants() -> [(&'static str, Limits, bool); 3] {
     ]
 }
 
-/// The least binding that a case runs with: its activations, one head's keys of one sequence, one row of a matrix, the
+/// The least binding that a case runs with: its activations, one head's keys of all pages, one row of a matrix, the
 /// B pool of a projection and the A pool of what is carried are not split. A power of two, so that cases share devices.
 fn least_binding(case: &Case) -> u64 {
     let rows = |width: usize| case.capacity.rows.max(case.capacity.samples) * width.next_multiple_of(4);
     let activations = rows(case.plan.max_width());
-    let keys = case.capacity.context * case.plan.kv.head_dim.next_multiple_of(4);
+    let keys = case.capacity.pages * PAGE * case.plan.kv.head_dim.next_multiple_of(4);
     let pool = |op: &Op| match &op.kind {
         OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. } | OpKind::LoraUp { .. } => 0,
         _ => op.sites().map(|site| site.ranks_len() + site.b_len()).max().unwrap_or(0),

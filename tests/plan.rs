@@ -137,7 +137,7 @@ fn backends(capacity: Capacity) -> Vec<Box<dyn Backend>> {
     [plain, cpu, options(BackendChoice::Gpu)].into_iter().filter_map(create).collect()
 }
 
-const CAPACITY: Capacity = Capacity { sequences: 2, context: 32, rows: 24, samples: 24 };
+const CAPACITY: Capacity = Capacity { sequences: 2, context: 32, pages: 2, rows: 24, samples: 24 };
 
 /// The fixture's ids as a prompt of sequence 1 on slot 0, every row sampled; every third row without LoRA.
 fn step(name: &str) -> Step {
@@ -243,7 +243,7 @@ fn exported_kv_can_be_imported_into_another_sequence() {
         assert!(kv.iter().all(|half| half.len() == 24 * width && half.iter().all(|x| x.is_finite())));
         backend.import_kv(1, 0, &kv).expect("an import");
         assert_eq!(backend.export_kv(1, 0, 24).expect("an export"), kv);
-        backend.copy_sequence(1, 0, 10).expect("a copy");
+        backend.copy_page(1, 0).expect("a copy");
         let copied = backend.export_kv(0, 0, 10).expect("an export");
         assert_eq!(copied[0], backend.export_kv(0, 1, 10).expect("an export")[0]);
     }
@@ -281,7 +281,7 @@ fn shape(step: &Step, rank: u32) -> StepShape {
         slot: (row.slot != wattle_engine::NO_INDEX).then_some(row.slot),
         lora: LayerMask::from_words(row.lora).0,
     };
-    StepShape { rows: step.rows.iter().enumerate().map(row).collect(), ranks: vec![rank] }
+    StepShape { rows: step.rows.iter().enumerate().map(row).collect(), ranks: vec![rank], ..StepShape::default() }
 }
 
 #[test]

@@ -8,13 +8,14 @@ use wattle_shaders::{NO_INDEX, OUTSIDE_LAYERS, Row, Sample};
 
 use crate::adapter::{self, ActivationRule, Adapter, Factors};
 use crate::backend::{Backend, Step};
+use crate::cache::{PageStats, Room};
 use crate::error::{Error, Result};
 use crate::model::{Model, Positions, Spec};
 use crate::options::EngineOptions;
 use crate::plan::{LoraCapacity, Plan};
 use crate::request::{ActiveFrom, AdapterId, Control, Event, Generation, Lora, Request};
 use crate::runtime::{Needs, Runtime};
-use crate::schedule::{Batch, Job, PathLimits, ResolvedLora};
+use crate::schedule::{Batch, Job, PathLimits, ResolvedLora, no_room};
 use crate::tokenizer::{self, ChatTemplate, Tokenizer};
 
 /// A model on a device, with its adapters.
@@ -94,7 +95,7 @@ impl Engine {
         self.next_adapter += 1;
         self.adapters.insert(id, (slot, adapter));
         let result = self.make_room(self.options.context.min(self.model.spec.context));
-        let result = result.and_then(|()| self.runtime.backend.set_slot(slot, Some(factors)));
+        let result = result.and_then(|()| self.runtime.set_slot(slot, Some(factors)));
         if let Err(error) = result {
             self.adapters.remove(&id);
             return Err(error);
@@ -105,7 +106,7 @@ impl Engine {
     /// Forgets an adapter. Requests can no longer name it.
     pub fn remove_adapter(&mut self, id: AdapterId) -> Result<()> {
         let (slot, _) = self.adapters.remove(&id).ok_or_else(|| Error::value("adapter", "not loaded"))?;
-        self.runtime.backend.set_slot(slot, None)
+        self.runtime.set_slot(slot, None)
     }
 
     /// The model's shape and rules.
@@ -131,6 +132,11 @@ impl Engine {
     /// The plan that runs with LoRA, once an adapter is loaded.
     pub fn adapted_plan(&self) -> Option<&Arc<Plan>> {
         self.runtime.adapted_plan()
+    }
+
+    /// What the pages of the KV cache are doing.
+    pub fn pages(&self) -> PageStats {
+        self.runtime.pages()
     }
 
     /// The device underneath, for timings, memory and counters.
@@ -214,14 +220,24 @@ impl Engine {
         let context = self.check(&request)?;
         self.make_room(context)?;
         let lora = resolve(lora, &self.adapters, Some(&request))?;
-        self.runtime.backend.reset_sequence(0)?;
+        let room = Room { positions: ids.len(), anew: false };
+        if self.runtime.start(0, [], room)?.is_none() {
+            return Err(no_room(ids.len(), self.runtime.pages().pages));
+        }
+        let logits = self.all_logits(ids, &lora);
+        self.runtime.release(0);
+        logits
+    }
+
+    /// The logits of sequence 0, which has begun.
+    fn all_logits(&mut self, ids: &[u32], lora: &ResolvedLora) -> Result<Vec<f32>> {
         let long = ids.len() > original_context(&self.model.spec);
         let mut logits = Vec::new();
         let reason = |_| Error::value("ids", "the logits of so many tokens do not fit the memory");
         logits.try_reserve_exact(ids.len().saturating_mul(self.model.spec.vocab)).map_err(reason)?;
         let chunk = self.runtime.capacity.samples.min(self.runtime.capacity.rows);
         for (start, chunk_ids) in (0..).step_by(chunk).zip(ids.chunks(chunk)) {
-            let step = logits_step(start, chunk_ids, &lora, long);
+            let step = logits_step(start, chunk_ids, lora, long);
             logits.extend(self.runtime.logits(&step)?);
         }
         Ok(logits)

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod backend;
+pub mod cache;
 mod engine;
 mod error;
 pub mod model;
@@ -15,7 +16,7 @@ pub mod tokenizer;
 
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use options::{BackendChoice, CpuKernels, EngineOptions, PlanKind, Precision};
+pub use options::{BackendChoice, CpuKernels, EngineOptions, KvType, PlanKind, Precision};
 pub use request::{
     ActiveFrom, AdapterId, Control, Event, Finish, Generation, Lora, Path, Report, Request, Sampling,
 };

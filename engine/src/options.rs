@@ -1,5 +1,6 @@
 //! How an engine is set up.
 
+pub use wattle_kernels_cpu::cache::KvType;
 pub use wattle_kernels_cpu::fast::Precision;
 
 use crate::backend::Limits;
@@ -54,9 +55,16 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Sequences that run at the same time; more wait.
     pub sequences: usize,
-    /// Positions of KV cache per sequence to begin with; it grows, up to the model's context, when a request needs
+    /// Positions of KV cache per sequence to begin with; that grows, up to the model's context, when a request needs
     /// more.
     pub context: usize,
+    /// What keys and values are stored as.
+    pub kv: KvType,
+    /// Bytes of KV cache for all sequences together; `None` has room for `sequences` × `context`. What a request cannot
+    /// have now it waits for.
+    pub kv_bytes: Option<u64>,
+    /// Whether a prompt's beginning is looked for among what is still in the cache, and paths share their prompt's.
+    pub share_prefixes: bool,
     /// Rows of a step at most: a longer prompt runs in chunks of this size.
     pub rows: usize,
     /// Whether ops are timed.
@@ -78,6 +86,9 @@ impl Default for EngineOptions {
             threads: None,
             sequences: 4,
             context: 1024,
+            kv: KvType::F32,
+            kv_bytes: None,
+            share_prefixes: true,
             rows: 256,
             timing: false,
             limits: Limits::default(),

@@ -158,6 +158,8 @@ pub struct Generation {
 pub struct Report {
     /// Prompt tokens.
     pub prompt_tokens: usize,
+    /// Prompt tokens that paths did not run, because they found their KV in the cache.
+    pub cached_tokens: usize,
     /// New tokens of all paths.
     pub new_tokens: usize,
     /// From submission to the first new token.

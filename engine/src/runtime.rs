@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use wattle_shaders::Sampled;
+use wattle_shaders::{Row, Sampled};
 
 use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
+use crate::cache::{Ledger, PAGE, PageStats, Room, pages_for};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::options::{BackendChoice, EngineOptions, PlanKind};
@@ -53,6 +54,7 @@ pub(crate) struct Runtime {
     base: Prepared,
     /// Only where some adapter is loaded.
     adapted: Option<Prepared>,
+    ledger: Ledger,
 }
 
 impl Runtime {
@@ -77,10 +79,53 @@ impl Runtime {
         };
         let base = prepare(base_plan)?;
         let adapted = if needs.lora.slots > 0 { Some(prepare(adapted_plan)?) } else { None };
+        let ledger = Ledger::new(capacity.pages, options.share_prefixes);
+        let mut runtime = Self { backend, capacity, needs, base, adapted, ledger };
         for (slot, factors) in slots.iter().enumerate() {
-            backend.set_slot(slot, factors.clone())?;
+            runtime.set_slot(slot, factors.clone())?;
         }
-        Ok(Self { backend, capacity, needs, base, adapted })
+        Ok(runtime)
+    }
+
+    /// Puts factors into an adapter slot, or empties it.
+    pub fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()> {
+        self.ledger.set_slot(slot, factors.as_deref());
+        self.backend.set_slot(slot, factors)
+    }
+
+    /// Begins a sequence: see [`Ledger::start`].
+    pub fn start(
+        &mut self,
+        sequence: u32,
+        prompt: impl IntoIterator<Item = Row>,
+        room: Room,
+    ) -> Result<Option<usize>> {
+        self.ledger.start(&mut *self.backend, sequence, prompt, room)
+    }
+
+    /// Begins a sequence as another is: see [`Ledger::fork`].
+    pub fn fork(&mut self, from: u32, to: u32, room: Room) -> Result<bool> {
+        self.ledger.fork(&mut *self.backend, from, to, room)
+    }
+
+    /// Ends a sequence.
+    pub fn release(&mut self, sequence: u32) {
+        self.ledger.release(sequence);
+    }
+
+    /// Whether sequences share pages.
+    pub fn shares(&self) -> bool {
+        self.ledger.shares()
+    }
+
+    /// What the pages of the KV cache are doing.
+    pub fn pages(&self) -> PageStats {
+        self.ledger.stats()
+    }
+
+    /// The pages of a sequence.
+    pub fn table(&self, sequence: u32) -> &[u32] {
+        self.ledger.table(sequence)
     }
 
     /// Whether requests with these needs can run without rebuilding.
@@ -115,12 +160,24 @@ impl Runtime {
     /// Starts a step.
     pub fn submit(&mut self, step: &Step) -> Result<Ticket> {
         let handle = self.choose(step).handle;
-        self.backend.submit(handle, step)
+        let ledger = &mut self.ledger;
+        let ticket = ledger.prepare(&mut *self.backend, step).and_then(|()| self.backend.submit(handle, step));
+        match &ticket {
+            Ok(ticket) => ledger.submitted(ticket, step),
+            Err(_) => ledger.forget(),
+        }
+        ticket
     }
 
     /// Waits for a step.
     pub fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
-        self.backend.collect(ticket)
+        let number = ticket.0;
+        let sampled = self.backend.collect(ticket);
+        match &sampled {
+            Ok(sampled) => self.ledger.collected(number, sampled),
+            Err(_) => self.ledger.forget(),
+        }
+        sampled
     }
 
     /// Runs everything before sampling and returns the logits \[samples, vocab\].
@@ -136,7 +193,9 @@ impl Runtime {
             plan.find(name).ok_or_else(|| Error::value("tensor", format!("no {name} in the plan")))?;
         let end = plan.find_op("sample").unwrap_or(plan.ops.len());
         let doors = Doors { range: 0..end, import: Vec::new(), taps: vec![tensor] };
-        let mut taps: HashMap<_, _> = self.backend.run(handle, step, &doors)?;
+        let prepared = self.ledger.prepare(&mut *self.backend, step);
+        let taps = prepared.and_then(|()| self.backend.run(handle, step, &doors));
+        let mut taps: HashMap<_, _> = taps.inspect_err(|_| self.ledger.forget())?;
         taps.remove(&tensor)
             .ok_or_else(|| Error::device(self.backend.device(), format!("{name} was not returned")))
     }
@@ -146,7 +205,7 @@ impl Runtime {
 /// GPU); they share their weights.
 pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
     let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1), ..lora };
-    let plain = plan::build(&model.spec, &model.weights, some);
+    let plain = plan::build(&model.spec, &model.weights, some).with_kv(options.kv);
     if options.plan == PlanKind::Plain {
         return (plain.without_lora(), plain);
     }
@@ -186,5 +245,14 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
     let rows = fitting(options.rows.max(1), widest(Extent::Rows))?;
     let samples = fitting(rows.min(options.sequences.max(32)), widest(Extent::Samples))?;
     let sequences = options.sequences.clamp(1, samples.min(rows));
-    Ok(Capacity { sequences, context, rows, samples })
+    let page_bytes = (2 * plan.kv.layers * PAGE * plan.kv.position_bytes()) as u64;
+    let pages = match options.kv_bytes {
+        Some(bytes) => usize::try_from(bytes / page_bytes.max(1)).unwrap_or(usize::MAX),
+        None => sequences.saturating_mul(pages_for(context)),
+    };
+    if pages == 0 {
+        let reason = format!("less than a page of {PAGE} positions, which takes {page_bytes} bytes");
+        return Err(Error::value("kv_bytes", reason));
+    }
+    Ok(Capacity { sequences, context, pages, rows, samples })
 }

@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use wattle_engine::model::{self, Model};
-use wattle_engine::{ActiveFrom, BackendChoice};
+use wattle_engine::{ActiveFrom, BackendChoice, KvType};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::Layers;
 
 /// Which model, with which adapters, on which backend, in which precision.
@@ -30,7 +30,7 @@ pub(crate) struct Common {
     /// Arithmetic; `exact` is f32 throughout [default: exact with `--quant none`, else fast]
     #[arg(long, global = true, value_enum)]
     pub precision: Option<Precision>,
-    /// How keys and values are kept [default: f32 with `--precision exact`]
+    /// How keys and values are kept: `q8` are bytes with a scale per token and head [default: f32]
     #[arg(long, global = true, value_enum)]
     pub kv: Option<Kv>,
     /// Layers in which the adapter is active: `all`, `none`, or a list such as `0,2,5-7`, which also leaves out what
@@ -47,23 +47,13 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    /// Refuses by name what the command line knows and this version cannot do.
-    pub fn check(&self) -> Result<()> {
-        match self.kv {
-            None | Some(Kv::F32) => Ok(()),
-            Some(kv) => {
-                let reason = format!("{} is not in this version; accepted now: f32", Name(kv));
-                Err(Error::value("--kv", reason))
-            }
-        }
-    }
-
     /// The engine's options as far as they are common.
     pub fn engine_options(&self) -> wattle_engine::EngineOptions {
         wattle_engine::EngineOptions {
             backend: self.backend.into(),
             quant: self.quant.into(),
             precision: self.precision(),
+            kv: self.kv.map(KvType::from).unwrap_or_default(),
             threads: self.threads.map(usize::from),
             ..wattle_engine::EngineOptions::default()
         }
@@ -162,6 +152,16 @@ pub(crate) enum Kv {
     F32,
     F16,
     Q8,
+}
+
+impl From<Kv> for KvType {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F32 => Self::F32,
+            Kv::F16 => Self::F16,
+            Kv::Q8 => Self::Q8,
+        }
+    }
 }
 
 /// `--lora-from`.

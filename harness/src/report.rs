@@ -28,6 +28,8 @@ pub(crate) struct KernelTime {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Report {
     pub prompt_tokens: usize,
+    /// Prompt tokens whose keys and values were found in the cache, summed over paths.
+    pub cached_tokens: usize,
     pub new_tokens: usize,
     pub prompt_tokens_per_second: f64,
     /// Summed over paths.
@@ -53,6 +55,7 @@ impl Report {
         let (report, backend) = (&generation.report, engine.backend());
         Self {
             prompt_tokens: report.prompt_tokens,
+            cached_tokens: report.cached_tokens,
             new_tokens: report.new_tokens,
             prompt_tokens_per_second: report.prompt_rate(),
             decode_tokens_per_second: report.decode_rate(generation.paths.len()),

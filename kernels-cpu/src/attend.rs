@@ -40,18 +40,22 @@ pub fn plain(
         let mut values = Vec::new();
         for head in 0..op.heads {
             let start = (line * op.heads + head) * layout.head_dim;
-            let at = layout.head(row.sequence, head / (op.heads / layout.kv_heads));
+            let kv_head = head / (op.heads / layout.kv_heads);
+            let block = |position| layout.block(row.sequence, kv_head, position);
             let score = |position| {
-                let key = |i| f64::from(k.get(at + layout.key(position, i)));
+                let block = block(position);
+                let key = |i| f64::from(k.elements.get(layout.key(block, position, i)));
                 let products = (0..layout.head_dim).map(|i| f64::from(q.get(start + i)) * key(i));
-                products.sum::<f64>() * f64::from(op.scale)
+                products.sum::<f64>() * k.scale(layout.scale(block, position)) * f64::from(op.scale)
             };
             let scores: Vec<f64> = op.span(row).map(score).collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let mut weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
             let total: f64 = weights.iter().sum();
+            let scaled = weights.iter_mut().zip(op.span(row));
+            scaled.for_each(|(weight, p)| *weight *= v.scale(layout.scale(block(p), p)));
             for i in 0..layout.head_dim {
-                let value = |position| f64::from(v.get(at + layout.value(position, i)));
+                let value = |position| f64::from(v.elements.get(layout.value(block(position), position, i)));
                 let sum: f64 = op.span(row).zip(&weights).map(|(p, weight)| weight * value(p)).sum();
                 values.push(sum / total);
                 y.set(start + i, (sum / total) as f32);

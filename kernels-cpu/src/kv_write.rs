@@ -11,11 +11,9 @@ pub fn plain(rows: &[Row], k: &dyn Read, v: &dyn Read, cache: &mut Cache) {
     for (line, row) in rows.iter().enumerate() {
         for head in 0..layout.kv_heads {
             let start = (line * layout.kv_heads + head) * layout.head_dim;
-            let (at, position) = (layout.head(row.sequence, head), row.position as usize);
-            for i in 0..layout.head_dim {
-                cache.k.set(at + layout.key(position, i), k.get(start + i));
-                cache.v.set(at + layout.value(position, i), v.get(start + i));
-            }
+            let [k, v] = [k, v].map(|x| (0..layout.head_dim).map(|i| x.get(start + i)).collect::<Vec<_>>());
+            cache.put_key(row.sequence, head, row.position as usize, &k);
+            cache.put_value(row.sequence, head, row.position as usize, &v);
         }
     }
 }

@@ -39,16 +39,14 @@ pub fn plain(rows: &[Row], op: &RopeKv, qkv: &dyn Read, y: &mut dyn Write, cache
                 values = norm.map_or(values.clone(), |norm| norm.apply(&values));
                 op.angles.iter().for_each(|angles| angles.rotate(row, &mut values));
             }
-            for (i, value) in values.into_iter().map(|value| value as f32).enumerate() {
-                if head < heads {
-                    y.set((line * heads + head) * head_dim + i, value);
-                } else if head < heads + kv_heads {
-                    let at = layout.head(row.sequence, head - heads);
-                    cache.k.set(at + layout.key(position, i), value);
-                } else {
-                    let at = layout.head(row.sequence, head - heads - kv_heads);
-                    cache.v.set(at + layout.value(position, i), value);
-                }
+            let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+            if head < heads {
+                let start = (line * heads + head) * head_dim;
+                values.iter().enumerate().for_each(|(i, &value)| y.set(start + i, value));
+            } else if head < heads + kv_heads {
+                cache.put_key(row.sequence, head - heads, position, &values);
+            } else {
+                cache.put_value(row.sequence, head - heads - kv_heads, position, &values);
             }
         }
     }

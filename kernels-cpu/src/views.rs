@@ -30,6 +30,30 @@ impl Write for &mut [f32] {
     }
 }
 
+impl Read for &[f16] {
+    fn get(&self, index: usize) -> f32 {
+        self[index].to_f32()
+    }
+}
+
+impl Write for &mut [f16] {
+    fn set(&mut self, index: usize, value: f32) {
+        self[index] = crate::cache::half(value);
+    }
+}
+
+impl Read for &[i8] {
+    fn get(&self, index: usize) -> f32 {
+        f32::from(self[index])
+    }
+}
+
+impl Write for &mut [i8] {
+    fn set(&mut self, index: usize, value: f32) {
+        self[index] = value as i8;
+    }
+}
+
 /// A slice of elements, or a quantized matrix, as it is stored.
 #[derive(Clone, Copy, Debug)]
 pub enum Stored<'a> {

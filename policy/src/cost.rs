@@ -1,5 +1,6 @@
 //! What an op costs, as numbers that a plan knows before anything runs.
 
+use std::collections::BTreeMap;
 use std::ops::{Add, AddAssign};
 
 /// One row (token) of a step, as far as its cost depends on it.
@@ -19,6 +20,15 @@ pub struct RowShape {
     pub lora: u128,
 }
 
+/// What a sequence has in common with another: the same memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefix {
+    /// The other sequence.
+    pub of: u32,
+    /// How many of its first positions.
+    pub positions: u32,
+}
+
 /// The rows of a step, and the adapters that they name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepShape {
@@ -26,6 +36,8 @@ pub struct StepShape {
     pub rows: Vec<RowShape>,
     /// Rank of every adapter slot's factors, used for each LoRA site where the source knows no better.
     pub ranks: Vec<u32>,
+    /// By sequence, the keys and values that it shares; they are read once.
+    pub prefixes: BTreeMap<u32, Prefix>,
 }
 
 impl StepShape {
@@ -33,14 +45,14 @@ impl StepShape {
     pub fn decode(paths: u32, depth: u32) -> Self {
         let row =
             |i| RowShape { token: i, sequence: i, position: depth, sampled: true, ..RowShape::default() };
-        Self { rows: (0..paths).map(row).collect(), ranks: Vec::new() }
+        Self { rows: (0..paths).map(row).collect(), ..Self::default() }
     }
 
     /// A prompt of `tokens` rows from position `depth` on, the last one sampled, without LoRA.
     pub fn prefill(tokens: u32, depth: u32) -> Self {
         let row =
             |i| RowShape { token: i, position: depth + i, sampled: i + 1 == tokens, ..RowShape::default() };
-        Self { rows: (0..tokens).map(row).collect(), ranks: Vec::new() }
+        Self { rows: (0..tokens).map(row).collect(), ..Self::default() }
     }
 
     /// The same step with every row on adapter slot 0 of this rank, in every layer.
@@ -49,6 +61,13 @@ impl StepShape {
         for row in &mut self.rows {
             (row.slot, row.lora) = (Some(0), u128::MAX);
         }
+        self
+    }
+
+    /// The same step, all sequences having their first `positions` in common with sequence 0.
+    pub fn with_shared_prefix(mut self, positions: u32) -> Self {
+        let prefix = Prefix { of: 0, positions };
+        self.prefixes = self.rows.iter().map(|row| (row.sequence, prefix)).collect();
         self
     }
 

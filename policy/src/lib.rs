@@ -2,4 +2,4 @@
 
 mod cost;
 
-pub use cost::{CostSource, OpCost, RowShape, StepShape};
+pub use cost::{CostSource, OpCost, Prefix, RowShape, StepShape};

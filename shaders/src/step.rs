@@ -8,6 +8,11 @@ pub const MAX_LAYERS: usize = 127;
 /// The mask bit of projections that belong to no layer (head, `project_in`, `project_out`).
 pub const OUTSIDE_LAYERS: u32 = 127;
 
+/// Positions of a page of KV memory (`PAGE` in `shared/cache.wgsl`): a tile of a GPU's attention, and four panels of keys
+/// on a CPU, so that a page is looked up once per tile. Larger ones waste more of a sequence's last page (half of one on
+/// average), and share only longer prefixes.
+pub const PAGE: usize = 64;
+
 /// Stands for "none" in index fields: no adapter slot, not sampled.
 pub const NO_INDEX: u32 = u32::MAX;
 

@@ -1,9 +1,9 @@
-// y = softmax(scale * q K^T) V over the positions that the row may see, by tiles at absolute multiples of 64 positions
+// y = softmax(scale * q K^T) V over the positions that the row may see, by pages
 // with a running maximum (Milakov & Gimelshein 2018): a row's result depends on its own history alone.
 // t = A y of the site that is carried, one partial sum per head.
 // Grid: one workgroup per row and q head; lanes split positions for q K^T, head elements for the sum. Bound by reading K, V.
 
-import package::shared::cache::{Cache, cell, cell_stride};
+import package::shared::cache::{Cache, PAGE, Quad, block, elsewhere, scales_at, unquad};
 import package::shared::carry::{Carried, carry, next, values};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::{maximum, sum};
@@ -20,10 +20,22 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> q: array<f32>;         // [n, stride]
-@group(1) @binding(2) var<storage, read> k_cache: array<vec4f>; // [cells, positions, head_dim padded]
-@group(1) @binding(3) var<storage, read> v_cache: array<f32>;   // [cells, positions, head_dim padded]
-@group(1) @binding(4) var<storage, read_write> y: array<f32>;   // [n, stride]
+@group(1) @binding(1) var<storage, read> q: array<f32>;        // [n, stride]
+@group(1) @binding(2) var<storage, read> k_cache: array<Quad>; // [pages, heads, block]
+@group(1) @binding(3) var<storage, read> v_cache: array<Word>; // [pages, heads, block]
+@group(1) @binding(4) var<storage, read_write> y: array<f32>;  // [n, stride]
+
+// What one element is read with, and how many elements it has.
+@if(f32)
+alias Word = f32;
+@if(f16 || bytes)
+alias Word = u32;
+@if(f32)
+const PER_WORD = 1u;
+@if(f16)
+const PER_WORD = 2u;
+@if(bytes)
+const PER_WORD = 4u;
 
 const LEAST = -3.4e38;
 
@@ -31,14 +43,28 @@ var<workgroup> query: array<f32, HEAD_DIM>;
 var<workgroup> weights: array<f32, LANES>;
 var<workgroup> acc: array<f32, HEAD_DIM>; // element i belongs to lane i % LANES
 
-fn score(at: u32) -> f32 {
+// Element i of the value at a position of a block, without its scale.
+fn value_at(block: u32, offset: u32, i: u32) -> f32 {
+    let word = v_cache[block * (4u / PER_WORD) + (offset * HEAD_DIM + i) / PER_WORD];
+    @if(f32)
+    return word;
+    @if(f16)
+    return unpack2x16float(word)[i % 2u];
+    @if(bytes)
+    return f32(extractBits(i32(word), i % 4u * 8u, 8u));
+}
+
+fn score(block: u32, offset: u32) -> f32 {
     var s = 0.0;
     for (var i = 0u; i < HEAD_DIM; i += 4u) {
-        let k = k_cache[(at * HEAD_DIM + i) / 4u];
+        let k = unquad(k_cache[block + (offset * HEAD_DIM + i) / 4u]);
         s = fma(query[i], k.x, s);
         s = fma(query[i + 1u], k.y, s);
         s = fma(query[i + 2u], k.z, s);
         s = fma(query[i + 3u], k.w, s);
+    }
+    @if(bytes) {
+        s *= bitcast<f32>(k_cache[block + scales_at(params.cache) + offset]);
     }
     return s * params.scale;
 }
@@ -51,11 +77,11 @@ fn main(lane: Lane) {
     if line >= count(ROWS) {
         return;
     }
-    let row = step_row(line);
-    let own = cell(cache, head / (params.heads / cache.kv_heads), row.sequence);
-    if own >= cache.cells {
+    let kv_head = head / (params.heads / cache.kv_heads);
+    if elsewhere(cache, kv_head) {
         return;
     }
+    let row = step_row(line);
     let begin = line * params.stride + head * cache.head_dim;
     for (var i = lane.index; i < HEAD_DIM; i += LANES) {
         query[i] = 0.0;
@@ -69,23 +95,28 @@ fn main(lane: Lane) {
     let start = end - min(end, params.window);
     var top = LEAST;
     var total = 0.0;
-    for (var tile = start / LANES * LANES; tile < end; tile += LANES) {
+    for (var tile = start / PAGE * PAGE; tile < end; tile += PAGE) {
+        let own = block(cache, kv_head, row.sequence, tile);
         let position = tile + lane.index;
         let seen = position >= start && position < end;
         var s = LEAST;
         if seen {
-            s = score(own * cache.positions + position);
+            s = score(own, lane.index);
         }
         let new_top = max(top, maximum(s, lane, LANES));
         let weight = select(0.0, exp(s - new_top), seen);
         let shrink = exp(top - new_top);
         weights[lane.index] = weight;
+        @if(bytes)
+        if seen {
+            weights[lane.index] = weight * bitcast<f32>(v_cache[own + scales_at(cache) + lane.index]);
+        }
         total = fma(total, shrink, sum(weight, lane, LANES));
         top = new_top;
         for (var i = lane.index; i < cache.head_dim; i += LANES) {
             var value = acc[i] * shrink;
-            for (var p = max(tile, start); p < min(tile + LANES, end); p++) {
-                value = fma(weights[p - tile], v_cache[(own * cache.positions + p) * HEAD_DIM + i], value);
+            for (var p = max(tile, start) - tile; p < min(PAGE, end - tile); p++) {
+                value = fma(weights[p], value_at(own, p, i), value);
             }
             acc[i] = value;
         }

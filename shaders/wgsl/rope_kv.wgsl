@@ -1,12 +1,13 @@
 // A row's q, k, v heads: B t is added; RMS norm of each q and k head if there is one, rotation of q and k; q out, k and v to the cache.
 // Grid: one workgroup per row and head (q heads, k heads, v heads). Bound by latency.
 
-import package::shared::cache::{Cache, cell, cell_stride};
+import package::shared::cache::{Cache, PAGE, Quad, block, elsewhere, quads, scales_at};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::lora::add_lora;
 import package::shared::reduce::sum;
 import package::shared::rotate::{partner, rotated};
-import package::shared::step::{ROWS, count, step_row};
+import package::shared::step::{ROWS, Row, count, step_row};
+import package::shared::store::{magnitude, quad, scale_of, scale_word};
 
 @id(0) override HEAD_DIM: u32; // padded to 4
 
@@ -23,11 +24,11 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> qkv: array<f32>;           // [n, stride]
-@group(1) @binding(2) var<storage, read> norms: array<f32>;         // [q weight, k weight; head_dim]
-@group(1) @binding(4) var<storage, read_write> k_cache: array<f32>; // [cells, positions, head_dim padded]
-@group(1) @binding(5) var<storage, read_write> v_cache: array<f32>; // [cells, positions, head_dim padded]
-@group(1) @binding(9) var<storage, read_write> q: array<f32>;       // [n, q_stride]
+@group(1) @binding(1) var<storage, read> qkv: array<f32>;            // [n, stride]
+@group(1) @binding(2) var<storage, read> norms: array<f32>;          // [q weight, k weight; head_dim]
+@group(1) @binding(4) var<storage, read_write> k_cache: array<Quad>; // [pages, heads, block]
+@group(1) @binding(5) var<storage, read_write> v_cache: array<Quad>; // [pages, heads, block]
+@group(1) @binding(9) var<storage, read_write> q: array<f32>;        // [n, q_stride]
 
 var<workgroup> values: array<f32, HEAD_DIM>;
 
@@ -37,6 +38,29 @@ fn weight(norm: u32, scale: f32, i: u32) -> f32 {
         return scale * norms[norm * params.cache.head_dim + i];
     }
     return 1.0;
+}
+
+// A head of q (kind 0), k (1) or v (2), and the scale of its norm.
+struct Head {
+    kind: u32,
+    pairs: u32,
+    scale: f32,
+}
+
+// Element i of the head as it leaves.
+fn turned(head: Head, row: Row, i: u32) -> f32 {
+    let j = partner(i, head.pairs);
+    let other = values[j] * weight(head.kind, head.scale, j);
+    return rotated(values[i] * weight(head.kind, head.scale, i), other, i, row, head.pairs, params.positions);
+}
+
+// Elements from 4 i on; zeros behind the head.
+fn elements(head: Head, row: Row, i: u32) -> vec4f {
+    var e = vec4f();
+    for (var j = 0u; j < min(4u, params.cache.head_dim - 4u * i); j++) {
+        e[j] = turned(head, row, 4u * i + j);
+    }
+    return e;
 }
 
 @compute @workgroup_size(64)
@@ -53,9 +77,9 @@ fn main(lane: Lane) {
     // 0: q, 1: k, 2: v
     let kind = select(select(2u, 1u, head < params.heads + cache.kv_heads), 0u, head < params.heads);
     let pairs = select(params.pairs, 0u, kind == 2u);
-    let own = cell(cache, head - params.heads - select(0u, cache.kv_heads, kind == 2u), row.sequence);
-    // q is left to the dispatch that has the first cells.
-    if select(own >= cache.cells, cache.first > 0u, kind == 0u) {
+    let kv_head = head - params.heads - select(0u, cache.kv_heads, kind == 2u);
+    // q is left to the dispatch that has the first heads.
+    if select(elsewhere(cache, kv_head), cache.first > 0u, kind == 0u) {
         return;
     }
     var squares = 0.0;
@@ -66,15 +90,34 @@ fn main(lane: Lane) {
     }
     // The sum's barriers also lie between the values and their readers.
     let scale = 1.0 / sqrt(sum(squares, lane, LANES) / f32(cache.head_dim) + params.eps);
-    let to = (own * cache.positions + row.position) * cell_stride(cache);
-    for (var i = lane.index; i < cache.head_dim; i += LANES) {
-        let j = partner(i, pairs);
-        let other = values[j] * weight(kind, scale, j);
-        let value = rotated(values[i] * weight(kind, scale, i), other, i, row, pairs, params.positions);
-        switch kind {
-            case 0u: { q[line * params.q_stride + head * cache.head_dim + i] = value; }
-            case 1u: { k_cache[to + i] = value; }
-            default: { v_cache[to + i] = value; }
+    let own = Head(kind, pairs, scale);
+    if kind == 0u {
+        for (var i = lane.index; i < cache.head_dim; i += LANES) {
+            q[line * params.q_stride + head * cache.head_dim + i] = turned(own, row, i);
+        }
+        return;
+    }
+    let begin_at = block(cache, kv_head, row.sequence, row.position);
+    let offset = row.position % PAGE;
+    var unit = 0.0;
+    @if(bytes) {
+        var largest = 0.0;
+        for (var i = lane.index; i < quads(cache); i += LANES) {
+            largest = max(largest, magnitude(elements(own, row, i)));
+        }
+        unit = scale_of(largest, lane);
+        if lane.index == 0u && kind == 1u {
+            k_cache[begin_at + scales_at(cache) + offset] = scale_word(unit);
+        } else if lane.index == 0u {
+            v_cache[begin_at + scales_at(cache) + offset] = scale_word(unit);
+        }
+    }
+    for (var i = lane.index; i < quads(cache); i += LANES) {
+        let stored = quad(elements(own, row, i), unit);
+        if kind == 1u {
+            k_cache[begin_at + offset * quads(cache) + i] = stored;
+        } else {
+            v_cache[begin_at + offset * quads(cache) + i] = stored;
         }
     }
 }

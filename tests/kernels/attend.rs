@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use wattle_engine::Row;
-use wattle_engine::backend::{Capacity, Step};
-use wattle_engine::plan::{Attend, Extent, KvShape, OpKind, TensorId};
+use wattle_engine::backend::Step;
+use wattle_engine::cache::PAGE;
+use wattle_engine::plan::{Attend, Extent, KvShape, KvType, OpKind, TensorId};
 
 use crate::fixture::{Draft, Random, carrying, lora_rows, site_in_parts, slots, step};
 use crate::{Act, Case};
@@ -12,13 +13,15 @@ use crate::{Act, Case};
 /// Measured on the CPU's f32 kernels: 5.3e-7 over up to 140 positions; WGSL lets exp be a few ulp off.
 const TOLERANCE: f32 = 6e-6;
 
-/// Positions of the cache: more than two workgroups of 64.
+/// Positions of the cache: more than two pages.
 const CONTEXT: usize = 140;
 
-/// Rows alone at positions around 64 and 128, several sequences, chunks of a prompt, windows, grouped heads.
+/// Rows alone at positions around the borders of pages, several sequences, chunks of a prompt, windows, grouped heads,
+/// pages that sequences share, and all that keys and values are stored as.
 pub fn cases() -> Vec<Case> {
-    let shape = |heads, kv_heads, head_dim| KvShape { layers: 2, heads, kv_heads, head_dim };
-    vec![
+    let stored = |heads, kv_heads, head_dim, store| KvShape { layers: 2, heads, kv_heads, head_dim, store };
+    let shape = |heads, kv_heads, head_dim| stored(heads, kv_heads, head_dim, KvType::F32);
+    let mut cases = vec![
         case("first position", shape(1, 1, 4), &[(0, 0)], None),
         case("second position", shape(2, 1, 3), &[(1, 1)], None),
         case("position 62", shape(7, 7, 10), &[(0, 62)], None),
@@ -36,7 +39,42 @@ pub fn cases() -> Vec<Case> {
         carrying_case("one row, carrying", shape(1, 1, 3), &[(0, 5)]),
         carrying_case("a chunk, carrying", shape(6, 2, 10), &[1, 2, 3, 4, 5, 6, 7, 8, 9].map(|p| (1, p))),
         carrying_case("three sequences, carrying", shape(14, 2, 64), &[(0, 70), (1, 0), (2, 65)]),
-    ]
+        sharing("all share a page", shape(6, 2, 10), &[(0, 70), (1, 139), (2, 64)], None),
+        sharing("two share two pages", shape(14, 2, 64), &[(0, 130), (1, 128)], None),
+        sharing("within the shared pages", shape(7, 7, 10), &[(0, 63), (1, 127), (2, 9)], None),
+        sharing("chunks behind a shared page", shape(5, 1, 16), &[(0, 66), (0, 67), (1, 64), (1, 65), (2, 80)], None),
+        sharing("a window over a shared border", shape(4, 2, 10), &[(0, 66), (1, 70), (2, 100)], Some(30)),
+    ];
+    for (name, store) in [("halves", KvType::F16), ("codes", KvType::Q8)] {
+        let rows = &[(0, 63), (1, 64), (2, 139)];
+        cases.push(case(&format!("{name}, odd heads"), stored(7, 7, 10, store), rows, None));
+        cases.push(sharing(&format!("{name}, shared"), stored(14, 2, 64, store), rows, Some(100)));
+    }
+    cases
+}
+
+/// Sequences 0 and 1 have two pages in common, sequence 2 the first of them.
+fn sharing(name: &str, shape: KvShape, rows: &[(u32, u32)], window: Option<u32>) -> Case {
+    let mut case = case(name, shape, rows, window);
+    let tables = vec![vec![7, 2, 4], vec![7, 2, 0], vec![7, 5, 3]];
+    let mut kv = std::mem::take(&mut case.kv);
+    for sequence in [1, 2] {
+        // A position that some sequence shows must be the same in all that have it.
+        let len = [2, 2, 1][sequence] * PAGE * shape.width();
+        let (first, others) = kv.split_at_mut(sequence);
+        for (side, other) in first[0].2.iter_mut().zip(&mut others[0].2) {
+            for (one, other) in side[..len].iter_mut().zip(&mut other[..len]) {
+                *one = if one.is_nan() { *other } else { *one };
+                *other = *one;
+            }
+        }
+    }
+    // What sequence 2 showed alone goes to sequence 1, too.
+    let (first, others) = kv.split_at_mut(1);
+    for (from, to) in first[0].2.iter().zip(&mut others[0].2) {
+        to[..PAGE * shape.width()].copy_from_slice(&from[..PAGE * shape.width()]);
+    }
+    Case { kv, tables: Some(tables), ..case }
 }
 
 /// With A y of the projection behind it, a partial sum per head.
@@ -63,8 +101,7 @@ fn case(name: &str, shape: KvShape, rows: &[(u32, u32)], window: Option<u32>) ->
         step(rows.iter().map(|&(sequence, position)| Row::prompt(0, position, sequence)).collect(), 0, 1);
     let kv = (0..3).map(|sequence| (1, sequence, cache(shape, rows, window, sequence, random))).collect();
     let case = Case::new(name, plan, step, import);
-    let capacity = Capacity { context: CONTEXT, ..case.capacity };
-    Case { kv, capacity, tolerance: TOLERANCE, ..case }
+    Case { kv, tolerance: TOLERANCE, ..case.with_context(CONTEXT) }
 }
 
 /// A sequence's keys and values: NaN where no row of it may look.

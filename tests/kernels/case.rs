@@ -6,6 +6,7 @@ use std::sync::Arc;
 use wattle_engine::adapter::Factors;
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{Backend, Capacity, Doors, Limits, Step};
+use wattle_engine::cache::pages_for;
 use wattle_engine::plan::{Op, Plan, TensorId};
 use wattle_engine::{Precision, Result, Sampled};
 
@@ -28,6 +29,8 @@ pub struct Case {
     /// Contents of the KV cache before the first act, from position 0 on: layer, sequence, K and V. The same
     /// positions are compared after the last act.
     pub kv: Vec<(usize, u32, [Vec<f32>; 2])>,
+    /// Per sequence, its pages; `None` gives every sequence its own, in no order.
+    pub tables: Option<Vec<Vec<u32>>>,
     /// What the backend must have room for.
     pub capacity: Capacity,
     /// The largest error, relative to the largest magnitude of each compared tensor.
@@ -62,11 +65,25 @@ pub(crate) enum Seen {
 impl Case {
     /// A case with one act: all ops of the plan are run on `step`.
     pub fn new(name: impl Into<String>, plan: Plan, step: Step, import: Vec<(TensorId, Vec<f32>)>) -> Self {
-        let capacity =
-            Capacity { sequences: 3, context: 16, rows: step.rows.len(), samples: step.samples.len().max(1) };
+        let (rows, samples) = (step.rows.len(), step.samples.len().max(1));
+        let capacity = Capacity { sequences: 3, context: 16, pages: 4, rows, samples };
         let act = Act::Run { range: 0..plan.ops.len(), step, import };
         let (slots, kv) = (Vec::new(), Vec::new());
-        Self { name: name.into(), plan: Arc::new(plan), acts: vec![act], slots, kv, capacity, tolerance: 0.0 }
+        let (name, plan) = (name.into(), Arc::new(plan));
+        Self { name, plan, acts: vec![act], slots, kv, tables: None, capacity, tolerance: 0.0 }
+    }
+
+    /// The same case with keys and values of so many positions, and a page more than is needed.
+    pub fn with_context(mut self, context: usize) -> Self {
+        self.capacity = Capacity { context, pages: 3 * pages_for(context) + 1, ..self.capacity };
+        self
+    }
+
+    /// Pages of each sequence.
+    fn tables(&self) -> Vec<Vec<u32>> {
+        let (each, pages) = (pages_for(self.capacity.context), self.capacity.pages as u32);
+        let scattered = |sequence| (0..each).map(|page| pages - 1 - (page * 3 + sequence) as u32).collect();
+        self.tables.clone().unwrap_or_else(|| (0..3).map(scattered).collect())
     }
 
     /// The plain twins as a backend: what others are compared with.
@@ -99,6 +116,9 @@ impl Case {
         let plan = backend.prepare(&self.plan)?;
         for (slot, factors) in self.slots.iter().enumerate() {
             backend.set_slot(slot, factors.clone())?;
+        }
+        for (sequence, table) in self.tables().iter().enumerate() {
+            backend.set_pages(sequence as u32, table)?;
         }
         for (layer, sequence, kv) in &self.kv {
             backend.import_kv(*layer, *sequence, kv)?;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use wattle_engine::backend::Step;
+use wattle_engine::cache::pages_for;
 use wattle_engine::plan::{Extent, Op, TensorId};
 use wattle_engine::{FROM_STATE, NO_INDEX, Row};
 
@@ -28,7 +29,16 @@ impl Case {
                 self.same_line(&whole, &self.with(step, import).answers(make)?, index)?;
             }
         }
+        self.check_pages(&whole, make)?;
         self.check_masks(make)
+    }
+
+    /// Other pages, and pages that are not shared, make no difference.
+    fn check_pages(&self, whole: &[Seen], make: Make) -> Result<(), Failure> {
+        let each = pages_for(self.capacity.context) as u32;
+        let tables = (0..3).map(|sequence| (sequence * each..(sequence + 1) * each).collect()).collect();
+        let moved = Self { tables: Some(tables), ..self.clone() };
+        self.same("other pages make a difference", whole, &moved.answers(make)?)
     }
 
     /// Masked rows are rows without a slot, are rows with an empty slot.

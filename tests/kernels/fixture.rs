@@ -10,7 +10,7 @@ use wattle_engine::model::{
     Bits, Bytes, Dtype, Format, INT4, INT8, Matrix, Offset, PanelFormat, Q4_0, Q4_1, Q8_0, Vector,
 };
 use wattle_engine::plan::{
-    Carry, Extent, KvShape, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
+    Carry, Extent, KvShape, KvType, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
 };
 use wattle_engine::{LayerMask, NO_INDEX, Row, Sample};
 
@@ -121,7 +121,7 @@ pub struct Draft(pub Plan);
 impl Draft {
     /// Without ops, with a cache of one layer and one head of 4.
     pub fn new() -> Self {
-        Self::with_kv(KvShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 4 })
+        Self::with_kv(KvShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 4, store: KvType::F32 })
     }
 
     /// Without ops, with this cache.

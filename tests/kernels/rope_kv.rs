@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use wattle_engine::model::NormWeights;
-use wattle_engine::plan::{Extent, KvShape, OpKind, RopeKv, TensorId};
+use wattle_engine::plan::{Extent, KvShape, KvType, OpKind, RopeKv, TensorId};
 
 use crate::Case;
 use crate::fixture::{Draft, Random, lora_rows, rows, site, slots, step, t_values};
-use crate::kv_write::filled;
+use crate::kv_write::{filled, rounding};
 use crate::rope::{mark_long, table};
 
 /// The norm's error and the rotation's. Measured on the CPU's f32 kernels: 1.6e-7.
@@ -27,12 +27,15 @@ pub fn cases() -> Vec<Case> {
         (7, 7, 10, 4, 8, false, true),
         (5, 1, 130, 0, 3, true, true),
     ];
-    shapes
-        .map(|(heads, kv_heads, head_dim, rotary_dim, n, norms, lora)| {
-            let shape = KvShape { layers: 2, heads, kv_heads, head_dim };
-            case(shape, rotary_dim, n, norms, lora)
-        })
-        .into()
+    let made = |(heads, kv_heads, head_dim, rotary_dim, n, norms, lora), store| {
+        let shape = KvShape { layers: 2, heads, kv_heads, head_dim, store };
+        case(shape, rotary_dim, n, norms, lora)
+    };
+    let mut cases: Vec<_> = shapes.map(|shape| made(shape, KvType::F32)).into();
+    for store in [KvType::F16, KvType::Q8] {
+        cases.extend([shapes[1], shapes[3], shapes[8]].map(|shape| made(shape, store)));
+    }
+    cases
 }
 
 fn case(shape: KvShape, rotary_dim: usize, n: usize, norms: bool, lora: bool) -> Case {
@@ -62,5 +65,5 @@ fn case(shape: KvShape, rotary_dim: usize, n: usize, norms: bool, lora: bool) ->
         import.push((TensorId(1), t_values(&site, &factors, &rows, random)));
     }
     let case = Case::new(name, plan, step(rows, 0, 1), import);
-    Case { kv: filled(shape, 16, random), slots: factors, tolerance: TOLERANCE, ..case }
+    Case { kv: filled(shape, 16, random), slots: factors, tolerance: TOLERANCE.max(rounding(shape.store)), ..case }
 }

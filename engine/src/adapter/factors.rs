@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
+use wattle_shaders::LayerMask;
+
 /// A projection that can carry LoRA, by its role, whatever the family calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
@@ -58,4 +61,43 @@ pub struct Pair {
 pub struct Factors {
     /// Only places that have factors are listed. q, k and v of a fused c_attn or qkv_proj each have a copy of A.
     pub pairs: BTreeMap<Place, Pair>,
+}
+
+impl Factors {
+    /// SHA-256 of the content: adapters of the same digest do the same, whatever they are called.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for (place, pair) in &self.pairs {
+            let sizes = [pair.rank, pair.cols, pair.rows].map(|size| size as u64);
+            hash.update(place.layer.to_le_bytes());
+            hash.update([place.target as u8]);
+            hash.update(bytemuck::cast_slice(&sizes));
+            hash.update(bytemuck::cast_slice(&pair.a));
+            hash.update(bytemuck::cast_slice(&pair.b));
+        }
+        hash.finalize().into()
+    }
+
+    /// The mask bits that make a difference.
+    pub fn layers(&self) -> LayerMask {
+        LayerMask(self.pairs.keys().fold(0, |bits, place| bits | 1 << place.layer.min(127)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_of_the_content() {
+        let pair = Pair { rank: 1, cols: 2, rows: 1, a: vec![1.0, 2.0], b: vec![3.0] };
+        let factors = |layer, pair: &Pair| Factors {
+            pairs: [(Place { layer, target: Target::Q }, pair.clone())].into(),
+        };
+        let one = factors(3, &pair);
+        assert_eq!((one.digest(), one.layers()), (factors(3, &pair).digest(), LayerMask::of([3])));
+        let scaled = Pair { b: vec![3.5], ..pair.clone() };
+        assert_ne!(one.digest(), factors(3, &scaled).digest());
+        assert_ne!(one.digest(), factors(4, &pair).digest());
+    }
 }

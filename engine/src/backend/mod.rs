@@ -4,6 +4,7 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod limits;
+mod pages;
 mod plan_check;
 mod select;
 pub(crate) mod validate;
@@ -37,6 +38,8 @@ pub struct Capacity {
     pub sequences: usize,
     /// Positions per sequence.
     pub context: usize,
+    /// Pages of KV cache, of [`crate::cache::PAGE`] positions, for all sequences together.
+    pub pages: usize,
     /// The most rows of a step.
     pub rows: usize,
     /// The most samples of a step.
@@ -99,6 +102,8 @@ pub struct Counters {
     pub passes: u64,
     /// Kernel launches of steps.
     pub launches: u64,
+    /// Rows of steps.
+    pub rows: u64,
     /// Bytes read back by [`Backend::collect`].
     pub readback_bytes: u64,
     /// Ops of plans that ran on the host (0 on a GPU).
@@ -126,11 +131,17 @@ pub trait Backend: Send {
     /// Puts factors into an adapter slot of all prepared plans (and of those prepared later), or empties it.
     fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()>;
 
-    /// Forgets a sequence: its state is cleared. Its cache needs no clearing, rows attend only to what was written.
-    fn reset_sequence(&mut self, sequence: u32) -> Result<()>;
+    /// Begins a sequence: its state is cleared, and these tokens count as seen (those whose KV it has without having
+    /// run them). Its cache needs no clearing, rows attend only to what was written.
+    fn reset_sequence(&mut self, sequence: u32, seen: &[u32]) -> Result<()>;
 
-    /// Copies the first `positions` of a sequence's KV cache, and its state, to another.
-    fn copy_sequence(&mut self, from: u32, to: u32, positions: usize) -> Result<()>;
+    /// Says which pages a sequence has, in the order of its positions; steps submitted from now on use them. Until
+    /// then sequence s has the s-th equal part of the pages. Sequences may share pages; one that two rows of a step
+    /// write to has either's values.
+    fn set_pages(&mut self, sequence: u32, table: &[u32]) -> Result<()>;
+
+    /// Copies a page's keys and values, after the steps that were submitted and before those that will be.
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<()>;
 
     /// Starts a step. Steps run in the order in which they are submitted.
     fn submit(&mut self, plan: PlanHandle, step: &Step) -> Result<Ticket>;
@@ -141,7 +152,7 @@ pub trait Backend: Send {
     /// Runs a range of ops on a step, with its borders open; waits for it. Returns the taps.
     fn run(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<HashMap<TensorId, Vec<f32>>>;
 
-    /// The K and V of one layer and sequence, for positions `0..positions`: two of \[positions, kv_heads × head_dim\].
+    /// The K and V of one layer and sequence, as f32, for positions `0..positions`: two of \[positions, kv_heads × head_dim\].
     fn export_kv(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]>;
 
     /// Writes K and V as [`Self::export_kv`] returned them, from position 0 on.

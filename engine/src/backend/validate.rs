@@ -99,6 +99,12 @@ impl StepLimits {
     }
 }
 
+/// Whether tokens that count as seen are tokens of the model.
+pub fn seen(tokens: &[u32], vocab: usize) -> Result<()> {
+    let largest = tokens.iter().max().copied();
+    largest.map_or(Ok(()), |token| below("seen token", token as usize, vocab))
+}
+
 /// Whether `value` is below `end`.
 pub fn below(name: impl ToString, value: usize, end: usize) -> Result<()> {
     if value < end {

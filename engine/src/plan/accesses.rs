@@ -34,11 +34,13 @@ impl Coster<'_> {
             OpKind::LoraEmbed { site } => self.active_ranks(site) * 2 * F32,
             OpKind::LoraUp { site } => n * out * 2 * F32 + self.lora_accesses(Some(site)),
             OpKind::Rope { heads, .. } => n * (2 * out + *heads as u64 * self.pairs() * 2) * F32,
-            OpKind::KvWrite { .. } => n * 4 * kv.width() as u64 * F32,
+            OpKind::KvWrite { .. } => n * 2 * (kv.width() as u64 * F32 + kv.position_bytes() as u64),
             OpKind::RopeKv(op) => self.rope_kv_accesses(op),
             OpKind::Attend(attend) => {
-                // q, K and V for each position that a row sees, then y.
-                self.visible(attend.window) * kv.q_width() as u64 * 3 * F32 + n * out * F32
+                // q, K and V (and their scales) for each position that a row sees, then y.
+                let kv_bytes = kv.q_width() * kv.store.element_bytes() + kv.heads * kv.store.scale_bytes();
+                let bytes = kv.q_width() as u64 * F32 + 2 * kv_bytes as u64;
+                self.visible(attend.window) * bytes + n * out * F32
             }
             OpKind::Activate { gated, .. } => n * out * (2 + u64::from(*gated)) * F32,
             OpKind::Add => n * out * 3 * F32,
@@ -97,7 +99,8 @@ impl Coster<'_> {
         let normed: u64 = norms.iter().map(|(norm, width)| norm.as_ref().map_or(0, vectors) * width).sum();
         let angles = if op.rotate { (kv.heads + kv.kv_heads) as u64 * self.pairs() * 2 } else { 0 };
         let lora = self.lora_accesses(op.lora.as_deref());
-        self.n() * (2 * (q + 2 * k) + normed + angles) * F32 + lora
+        let floats = q + 2 * k + q + normed + angles;
+        self.n() * (floats * F32 + 2 * kv.position_bytes() as u64) + lora
     }
 }
 

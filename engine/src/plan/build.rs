@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wattle_shaders::OUTSIDE_LAYERS;
 
 use super::{
-    Attend, Extent, KvShape, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable, Site, SiteTarget,
+    Attend, Extent, KvShape, KvType, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable, Site, SiteTarget,
     Tensor, TensorId,
 };
 use crate::adapter::Target;
@@ -13,8 +13,8 @@ use crate::model::{LayerWeights, Linear, NormKind, NormWeights, Positions, Spec,
 
 /// The plain plan of a model, one mathematical step per op; with LoRA on every projection if `lora` has slots.
 pub fn build(spec: &Spec, weights: &Weights, lora: LoraCapacity) -> Plan {
-    let kv =
-        KvShape { layers: spec.layers, heads: spec.heads, kv_heads: spec.kv_heads, head_dim: spec.head_dim };
+    let &Spec { layers, heads, kv_heads, head_dim, .. } = spec;
+    let kv = KvShape { layers, heads, kv_heads, head_dim, store: KvType::F32 };
     let rope = match &spec.positions {
         Positions::Rope(rope) => Some(RopeTable { rope: rope.clone() }),
         Positions::Learned { .. } => None,

@@ -87,8 +87,9 @@ impl<'a> Coster<'a> {
                 OpCost { weight_bytes: self.table_bytes(), flops: 3 * n * rotated, ..self.elementwise(1) }
             }
             OpKind::KvWrite { .. } => {
-                let bytes = n * 2 * kv.width() as u64 * F32;
-                OpCost { activation_read_bytes: bytes, kv_write_bytes: bytes, ..OpCost::default() }
+                let read = n * 2 * kv.width() as u64 * F32;
+                let written = n * 2 * kv.position_bytes() as u64;
+                OpCost { activation_read_bytes: read, kv_write_bytes: written, ..OpCost::default() }
             }
             OpKind::RopeKv(rope_kv) => self.rope_kv(rope_kv),
             OpKind::Attend(attend) => self.attend(attend.window),
@@ -256,25 +257,29 @@ impl<'a> Coster<'a> {
             weight_bytes: norm_bytes + if op.rotate { self.table_bytes() } else { 0 },
             activation_read_bytes: n * (q + 2 * kv_width) * F32,
             activation_write_bytes: n * q * F32,
-            kv_write_bytes: n * 2 * kv_width * F32,
+            kv_write_bytes: n * 2 * kv.position_bytes() as u64,
             flops: n * (5 * normed + 3 * rotated),
             ..OpCost::default()
         };
         cost + op.lora.as_ref().map(|site| self.lora_up(site)).unwrap_or_default()
     }
 
-    /// Each position of a sequence is read once, however many rows attend to it.
+    /// Each position is read once, however many rows attend to it, and however many sequences share it.
     fn attend(&self, window: Option<u32>) -> OpCost {
         let kv = &self.plan.kv;
         let mut seen: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for row in &self.rows {
-            seen.entry(row.sequence).or_default().extend(span(row, window));
+            let prefix = self.shape.prefixes.get(&row.sequence).copied().unwrap_or_default();
+            for position in span(row, window) {
+                let owner = if position < prefix.positions { prefix.of } else { row.sequence };
+                seen.entry(owner).or_default().insert(position);
+            }
         }
         let pairs = self.visible(window);
         let distinct: u64 = seen.values().map(|positions| positions.len() as u64).sum();
         let q_width = kv.q_width() as u64;
         OpCost {
-            kv_read_bytes: distinct * 2 * kv.width() as u64 * F32,
+            kv_read_bytes: distinct * 2 * kv.position_bytes() as u64,
             // q·k and p·v, and about four for each softmax weight.
             flops: pairs * (4 * q_width + 4 * kv.heads as u64),
             ..self.elementwise(1)

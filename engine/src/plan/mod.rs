@@ -20,6 +20,7 @@ pub use op::{
     TensorId,
 };
 pub use table::RopeTable;
+pub use wattle_kernels_cpu::cache::KvType;
 
 /// The shape of the KV cache, the same in all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +33,16 @@ pub struct KvShape {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
+    /// What elements are stored as.
+    pub store: KvType,
 }
 
 impl KvShape {
+    /// Bytes of one position's keys (or values).
+    pub fn position_bytes(&self) -> usize {
+        self.width() * self.store.element_bytes() + self.kv_heads * self.store.scale_bytes()
+    }
+
     /// Elements of one position's keys (or values).
     pub fn width(&self) -> usize {
         self.kv_heads * self.head_dim
@@ -62,6 +70,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The same plan, keys and values being stored as `store`.
+    pub fn with_kv(mut self, store: KvType) -> Self {
+        self.kv.store = store;
+        self
+    }
+
     /// The tensor that `id` names.
     pub fn tensor(&self, id: TensorId) -> &Tensor {
         &self.tensors[id.0 as usize]

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::backend::{Step, Ticket};
-use crate::error::Result;
+use crate::cache::PAGE;
+use crate::error::{Error, Result};
 use crate::request::{Control, Event, Finish, Generation, Lora, Path, Report, Request};
 use crate::runtime::Runtime;
 use crate::schedule::sequence::{PathLimits, ResolvedLora, Sequence};
@@ -86,6 +87,7 @@ impl<'a> Batch<'a> {
             // Only after an error: it is the first one that the caller should see.
             let _ = runtime.collect(step.ticket);
         }
+        self.running.iter().for_each(|(_, sequence)| runtime.release(sequence.id));
         result
     }
 
@@ -107,7 +109,9 @@ impl<'a> Batch<'a> {
             let Some(InFlight { ticket, draws }) = self.in_flight.pop_front() else { break };
             let sampled = runtime.collect(ticket)?;
             for (serial, sampled) in draws.into_iter().zip(sampled) {
-                self.deliver(serial, sampled, resolve, observer)?;
+                if let Some(ended) = self.deliver(serial, sampled, resolve, observer)? {
+                    runtime.release(ended);
+                }
             }
         }
         Ok(())
@@ -123,11 +127,20 @@ impl<'a> Batch<'a> {
                 self.outcomes[job].paths[path as usize] = Some(sequence.finish(Finish::Length).0);
                 continue;
             }
-            self.free.pop();
-            runtime.backend.reset_sequence(id)?;
             // Later paths take the prompt from the first one, if that one is still at it.
             let first = self.running.iter().find(|(_, s)| s.request == job && s.path == 0);
-            sequence.waits_for_copy = first.is_some_and(|(_, first)| first.before_copy() > 0);
+            sequence.waits_for_copy = runtime.shares() && first.is_some_and(|(_, first)| first.before_copy() > 0);
+            let prompt = sequence.prompt_rows().take_while(|_| !sequence.waits_for_copy);
+            let Some(found) = runtime.start(id, prompt, sequence.room())? else {
+                if self.running.is_empty() {
+                    return Err(no_room(sequence.room().positions, runtime.pages().pages));
+                }
+                self.waiting.push_front(Waiting { job, path });
+                break;
+            };
+            sequence.found(found);
+            self.outcomes[job].report.cached_tokens += found;
+            self.free.pop();
             self.running.push((self.serial, sequence));
             self.serial += 1;
         }
@@ -162,7 +175,7 @@ impl<'a> Batch<'a> {
         (step, draws)
     }
 
-    /// Paths that wait for their prompt get it as soon as the first path has run it.
+    /// Paths that wait for their prompt share it as soon as the first path has run it.
     fn copy_prompts(&mut self, runtime: &mut Runtime) -> Result<()> {
         let sources: Vec<(usize, u32, usize)> = self
             .running
@@ -172,29 +185,32 @@ impl<'a> Batch<'a> {
         for (request, from, positions) in sources {
             for (_, path) in self.running.iter_mut().filter(|(_, s)| s.request == request && s.waits_for_copy)
             {
-                runtime.backend.copy_sequence(from, path.id, positions)?;
+                if !runtime.fork(from, path.id, path.room())? {
+                    return Err(no_room(path.room().positions, runtime.pages().pages));
+                }
                 path.copied();
+                self.outcomes[request].report.cached_tokens += positions;
             }
         }
         Ok(())
     }
 
-    /// Hands a token to its path and to the observer; ends the path where it ends.
+    /// Hands a token to its path and to the observer; ends the path where it ends, and returns its sequence then.
     fn deliver(
         &mut self,
         serial: u64,
         sampled: wattle_shaders::Sampled,
         resolve: Resolve,
         observer: Observer,
-    ) -> Result<()> {
+    ) -> Result<Option<u32>> {
         // A step may have been ahead of a path that ended meanwhile.
-        let Some(at) = self.running.iter().position(|(s, _)| *s == serial) else { return Ok(()) };
+        let Some(at) = self.running.iter().position(|(s, _)| *s == serial) else { return Ok(None) };
         let sequence = &mut self.running[at].1;
         let job = &self.jobs[sequence.request];
         if sampled.invalid != 0 {
             let reason =
                 "the model computed a value that is not finite; its weights or the adapter's are damaged";
-            return Err(crate::Error::value("logits", reason));
+            return Err(Error::value("logits", reason));
         }
         let (text, mut finish) = sequence.accept(sampled, &job.eos);
         let (token, logprob, path) = (sampled.token, sampled.logprob, sequence.path);
@@ -204,16 +220,13 @@ impl<'a> Batch<'a> {
             Control::Stop => finish = finish.or(Some(Finish::Stop)),
             Control::Switch(lora) => match resolve(&lora) {
                 Some(lora) => sequence.lora = lora,
-                None => return Err(crate::Error::value("adapter", "no adapter of this id is loaded")),
+                None => return Err(Error::value("adapter", "no adapter of this id is loaded")),
             },
         }
-        if let Some(finish) = finish {
-            self.end(at, finish, observer);
-        }
-        Ok(())
+        Ok(finish.map(|finish| self.end(at, finish, observer)))
     }
 
-    fn end(&mut self, at: usize, finish: Finish, observer: Observer) {
+    fn end(&mut self, at: usize, finish: Finish, observer: Observer) -> u32 {
         let (_, sequence) = self.running.remove(at);
         let (job, path, id) = (sequence.request, sequence.path, sequence.id);
         let outcome = &mut self.outcomes[job];
@@ -234,6 +247,7 @@ impl<'a> Batch<'a> {
         }
         outcome.paths[path as usize] = Some(result);
         self.free.push(id);
+        id
     }
 
     /// The results, in the order of the jobs.
@@ -247,4 +261,10 @@ impl<'a> Batch<'a> {
         };
         self.outcomes.into_iter().map(generation).collect()
     }
+}
+
+/// The error of a request that the KV cache has no room for, even alone.
+pub(crate) fn no_room(positions: usize, pages: usize) -> Error {
+    let reason = format!("{positions} positions, and the KV cache has {pages} pages of {PAGE}");
+    Error::value("request", reason)
 }

@@ -3,5 +3,5 @@
 mod batch;
 mod sequence;
 
-pub(crate) use batch::{Batch, Job};
+pub(crate) use batch::{Batch, Job, no_room};
 pub(crate) use sequence::{PathLimits, ResolvedLora};

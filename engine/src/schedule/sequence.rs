@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sample, Sampled};
 
+use crate::cache::Room;
 use crate::request::{Finish, Path, Request, Sampling};
 use crate::stop::StopMatcher;
 use crate::tokenizer::{Stream, Tokenizer};
@@ -86,6 +87,21 @@ impl<'a> Sequence<'a> {
         (self.planned + 1 == self.prompt && !self.waits_for_copy).then_some(self.planned)
     }
 
+    /// The room that it needs.
+    pub fn room(&self) -> Room {
+        Room { positions: self.limit, anew: !self.long && self.limit > self.original_context }
+    }
+
+    /// The prompt as it will be run.
+    pub fn prompt_rows(&self) -> impl Iterator<Item = Row> {
+        (0..self.prompt).map(|position| self.row_at(position))
+    }
+
+    /// So many positions are in the cache already.
+    pub fn found(&mut self, positions: usize) {
+        self.planned = positions;
+    }
+
     /// The prompt is in the cache up to its last token.
     pub fn copied(&mut self) {
         (self.waits_for_copy, self.planned) = (false, self.prompt - 1);
@@ -151,7 +167,17 @@ impl<'a> Sequence<'a> {
     }
 
     fn row(&mut self, layers: usize) -> Row {
-        let position = self.planned;
+        let row = self.row_at(self.planned);
+        if row.slot != NO_INDEX {
+            let mask = LayerMask::from_words(row.lora);
+            let run = (0..layers).filter(|&layer| mask.has(layer as u32)).count();
+            self.lora_layers[0] += run as u64;
+            self.lora_layers[1] += (layers - run) as u64;
+        }
+        row
+    }
+
+    fn row_at(&self, position: usize) -> Row {
         let mask = self.lora.mask_at(position);
         let mut flags = if self.long { LONG_ROPE } else { 0 };
         if position >= self.prompt {
@@ -159,11 +185,6 @@ impl<'a> Sequence<'a> {
         }
         if position >= self.tokens.len() {
             flags |= FROM_STATE;
-        }
-        if self.lora.slot != NO_INDEX {
-            let run = (0..layers).filter(|&layer| mask.has(layer as u32)).count();
-            self.lora_layers[0] += run as u64;
-            self.lora_layers[1] += (layers - run) as u64;
         }
         let token = self.tokens.get(position).copied().unwrap_or(0);
         let row = Row::prompt(token, position as u32, self.id);

@@ -1,317 +1,251 @@
-//! Attention. Neighbouring rows of a sequence and the heads that share a key head read keys and values together.
+//! Attention by pages. Queries that read the same keys read each page of them one after the other, while it is in the
+//! nearest cache: those of neighbouring rows of a sequence, of the heads that share a key head, and of sequences that
+//! share pages.
 //!
 //! A score is summed over the head's elements in their order, each position in its own lane; a value over the
-//! positions in their order. So neither depends on which queries are computed together.
+//! positions in their order. So neither depends on which queries are computed together, nor on which page has what.
+
+mod keys;
+mod values;
 
 use std::ops::Range;
 
-use wattle_shaders::Row;
+use wattle_shaders::{PAGE, Row};
 
 use super::math::exp;
-use super::simd::{LANES, Simd, Work, run};
+use super::simd::{Element, Simd, Work, run};
 use super::threads::{each, parts};
 use super::tile::{maximum, sum};
 use crate::attend::Attend;
-use crate::cache::{Layout, POSITIONS};
+use crate::cache::{Kv, Layout, POSITIONS};
 
-/// Queries that read the same keys one after the other, while these are in the nearest cache.
+/// Queries of one sequence that are computed together.
 const TOGETHER: usize = 16;
+/// Queries of several sequences that are: their scores lie in the next cache.
+const SHARING: usize = 64;
 
 /// `q` and `y` \[rows, heads × head_dim\]; K and V of one layer's cache.
-pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], [k, v]: [&[f32]; 2], y: &mut [f32]) {
+pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], kv: Kv, y: &mut [f32]) {
+    match kv {
+        Kv::F32([k, v]) => groups(rows, op, Stored { layout, k, v, scales: None }, q, y),
+        Kv::F16([k, v]) => groups(rows, op, Stored { layout, k, v, scales: None }, q, y),
+        Kv::Q8 { codes: [k, v], scales } => {
+            groups(rows, op, Stored { layout, k, v, scales: Some(scales) }, q, y);
+        }
+    }
+}
+
+/// Keys and values of a layer.
+#[derive(Clone, Copy)]
+struct Stored<'a, E> {
+    layout: Layout<'a>,
+    k: &'a [E],
+    v: &'a [E],
+    /// Of keys and values.
+    scales: Option<[&'a [f32]; 2]>,
+}
+
+impl<'a, E> Stored<'a, E> {
+    /// The part of one side's elements that a block has.
+    fn block(&self, side: &'a [E], block: usize) -> &'a [E] {
+        let len = self.layout.block_len();
+        &side[block * len..][..len]
+    }
+
+    /// The scales of a block's keys (0) or values (1).
+    fn scales(&self, side: usize, block: usize) -> Option<&'a [f32; PAGE]> {
+        self.scales.and_then(|scales| scales[side][block * PAGE..].first_chunk())
+    }
+}
+
+fn groups<E: Element>(rows: &[Row], op: &Attend, stored: Stored<E>, q: &[f32], y: &mut [f32]) {
+    let layout = stored.layout;
     // Heads that share a key head lie together.
     let width = op.heads / layout.kv_heads * layout.head_dim;
     let work: usize = rows.iter().map(|row| op.span(row).len() * 2 * op.heads * layout.head_dim).sum();
-    let mut groups = Vec::new();
-    // For each row, the group of its first key head.
-    let mut first = Vec::with_capacity(rows.len());
-    for run in rows.chunk_by(|a, b| a.sequence == b.sequence) {
-        for rows in run.chunks((TOGETHER * layout.head_dim / width).max(1)) {
-            first.extend(rows.iter().map(|_| groups.len()));
-            for head in 0..layout.kv_heads {
-                let at = layout.head(rows[0].sequence, head);
-                let (k, v) = (&k[at..][..layout.head_len()], &v[at..][..layout.head_len()]);
-                groups.push(Group { op, head_dim: layout.head_dim, k, v, queries: Vec::new() });
-            }
-        }
-    }
+    let group_of = together(rows, op, &layout);
+    let count = group_of.iter().max().map_or(0, |last| last + 1);
+    let group = |index| Group { op, stored, head: index % layout.kv_heads, queries: Vec::new() };
+    let mut groups: Vec<Group<E>> = (0..count * layout.kv_heads).map(group).collect();
     for (index, (q, y)) in q.chunks(width).zip(y.chunks_mut(width)).enumerate() {
         let (line, head) = (index / layout.kv_heads, index % layout.kv_heads);
         let span = op.span(&rows[line]);
+        let table = layout.table(rows[line].sequence, span.end.div_ceil(PAGE));
         let heads = q.chunks(layout.head_dim).zip(y.chunks_mut(layout.head_dim));
-        let queries = heads.map(|(q, y)| Query { span: span.clone(), q, y });
-        groups[first[line] + head].queries.extend(queries);
+        let queries = heads.map(|(q, y)| Query { span: span.clone(), table, q, y });
+        groups[group_of[line] * layout.kv_heads + head].queries.extend(queries);
     }
     let per = groups.len().div_ceil(parts(work)).max(1);
-    let tasks: Vec<&mut [Group]> = groups.chunks_mut(per).collect();
+    let tasks: Vec<&mut [Group<E>]> = groups.chunks_mut(per).collect();
     each(tasks, |groups| groups.iter_mut().for_each(run));
 }
 
-/// Queries of one key head of one sequence.
-struct Group<'a> {
+/// Which rows are computed together: for each row, the number of its group.
+fn together(rows: &[Row], op: &Attend, layout: &Layout) -> Vec<usize> {
+    let heads = op.heads / layout.kv_heads;
+    // Neighbours of one sequence; of several blocks that begin with the same page, as many as share a group.
+    let mut first_pages: Vec<(u32, usize, usize)> = Vec::new();
+    let blocks: Vec<&[Row]> = rows
+        .chunk_by(|a, b| a.sequence == b.sequence)
+        .flat_map(|run| run.chunks((TOGETHER / heads).max(1)))
+        .collect();
+    // Enough groups for all threads.
+    let share = blocks.len() * layout.kv_heads / rayon::current_num_threads();
+    let most = share.min(SHARING / heads).max(1);
+    let (mut groups, mut group_of) = (0, Vec::with_capacity(rows.len()));
+    for block in blocks {
+        let first = layout.table(block[0].sequence, op.span(&block[0]).start / PAGE + 1).last();
+        let page = first.copied().unwrap_or(0);
+        let sharing = first_pages.iter_mut().find(|(other, ..)| *other == page && block.len() == 1);
+        let group = match sharing {
+            Some((_, group, count)) if *count < most => {
+                *count += 1;
+                *group
+            }
+            _ => {
+                first_pages.retain(|(other, ..)| *other != page);
+                if block.len() == 1 {
+                    first_pages.push((page, groups, 1));
+                }
+                groups += 1;
+                groups - 1
+            }
+        };
+        group_of.extend(block.iter().map(|_| group));
+    }
+    group_of
+}
+
+/// Queries of one key head.
+struct Group<'a, E> {
     op: &'a Attend,
-    head_dim: usize,
-    /// The head's keys and values.
-    k: &'a [f32],
-    v: &'a [f32],
+    stored: Stored<'a, E>,
+    head: usize,
     queries: Vec<Query<'a>>,
 }
 
 struct Query<'a> {
     /// Positions that it sees.
     span: Range<usize>,
+    /// Pages of its sequence, up to its last.
+    table: &'a [u32],
     q: &'a [f32],
     y: &'a mut [f32],
 }
 
-impl Work for &mut Group<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Group { op, head_dim, k, v, ref mut queries } = *self;
-        let mut rest = &mut queries[..];
-        while !rest.is_empty() {
-            let most = if S::WIDE { rest.len() } else { rest.len().min(4) };
-            let (tile, after) = rest.split_at_mut(match most {
-                8.. => 8,
-                4.. => 4,
-                2.. => 2,
-                _ => 1,
-            });
-            let keys = Keys { values: k, head_dim, scale: op.scale };
-            let scores = match tile.len() {
-                8 => keys.scores::<S, 8>(simd, tile),
-                4 => keys.scores::<S, 4>(simd, tile),
-                2 => keys.scores::<S, 2>(simd, tile),
-                _ => keys.scores::<S, 1>(simd, tile),
-            };
-            values(simd, scores, v, head_dim, tile);
-            rest = after;
-        }
+impl Query<'_> {
+    /// Its page of this index, if it sees any position of that.
+    fn page(&self, index: usize) -> Option<u32> {
+        let sees = self.span.start < (index + 1) * PAGE && index * PAGE < self.span.end;
+        self.table.get(index).copied().filter(|_| sees)
     }
 }
 
-/// The scores of a tile of queries: a row for each.
+/// Pages of the same queries.
+struct Segment {
+    /// Indices of pages in the tables.
+    pages: Range<usize>,
+    /// Runs of queries that have the same pages.
+    parts: Vec<Range<usize>>,
+}
+
+/// The queries, sorted by table, that have each page in common.
+fn segments(queries: &[Query]) -> Vec<Segment> {
+    let start = queries.iter().map(|query| query.span.start).min().unwrap_or(0) / PAGE;
+    let end = queries.iter().map(|query| query.span.end).max().unwrap_or(0).div_ceil(PAGE);
+    let mut segments: Vec<Segment> = Vec::new();
+    for page in start..end {
+        let (mut parts, mut at) = (Vec::new(), 0);
+        for run in queries.chunk_by(|a, b| a.page(page) == b.page(page)) {
+            parts.extend(run[0].page(page).map(|_| at..at + run.len()));
+            at += run.len();
+        }
+        match segments.last_mut().filter(|last| last.parts == parts) {
+            Some(last) => last.pages.end = page + 1,
+            None => segments.push(Segment { pages: page..page + 1, parts }),
+        }
+    }
+    segments
+}
+
+/// The scores of a group's queries: a row for each.
 struct Scores {
     values: Vec<f32>,
-    /// Positions of a row.
+    /// Positions of a row: whole pages.
     positions: usize,
-    /// The first of them: a multiple of [`POSITIONS`].
+    /// The first of them.
     start: usize,
 }
 
 impl Scores {
+    fn new(queries: &[Query], segments: &[Segment]) -> Self {
+        let start = segments.first().map_or(0, |segment| segment.pages.start * PAGE);
+        let positions = segments.last().map_or(0, |segment| segment.pages.end * PAGE - start);
+        Self { values: vec![0.0; queries.len() * positions], positions, start }
+    }
+
+    /// Where query `query` has its score of a position.
+    fn at(&self, query: usize, position: usize) -> usize {
+        query * self.positions + position - self.start
+    }
+
     /// Those of one query.
     fn of(&mut self, query: usize, span: &Range<usize>) -> &mut [f32] {
-        let row = query * self.positions;
-        &mut self.values[row + span.start - self.start..row + span.end - self.start]
+        let at = self.at(query, span.start);
+        &mut self.values[at..at + span.len()]
     }
 }
 
-/// The keys of a head: \[panels, head_dim, 16\].
-struct Keys<'a> {
-    values: &'a [f32],
-    head_dim: usize,
-    scale: f32,
-}
+impl<E: Element> Work for &mut Group<'_, E> {
+    type Output = ();
 
-impl Keys<'_> {
-    /// scale · q Kᵀ for N queries, at the positions that any of them sees (and up to whole panels).
     #[inline(always)]
-    fn scores<S: Simd, const N: usize>(&self, simd: S, queries: &[Query]) -> Scores {
-        let first = queries.iter().map(|query| query.span.start).min().unwrap_or(0) / POSITIONS;
-        let end = queries.iter().map(|query| query.span.end).max().unwrap_or(0).div_ceil(POSITIONS);
-        let positions = (end - first) * POSITIONS;
-        let mut values = vec![0.0; N * positions];
-        let mut q = vec![[0.0; N]; self.head_dim];
-        for (n, query) in queries.iter().enumerate() {
-            q.iter_mut().zip(query.q).for_each(|(to, from)| to[n] = *from);
+    fn run<S: Simd>(self, simd: S) {
+        // What is stable keeps the heads of a row together.
+        self.queries.sort_by_key(|query| query.table);
+        let segments = segments(&self.queries);
+        let mut scores = Scores::new(&self.queries, &segments);
+        for segment in &segments {
+            self.keys(simd, segment, &mut scores);
         }
-        let mut panel = first;
-        while panel < end {
-            let to = &mut values[(panel - first) * POSITIONS..];
-            // As many panels at once as there are registers for, and enough that additions need not wait.
-            panel += match end - panel {
-                4.. if S::WIDE && N <= 4 => self.panels::<S, N, 4>(simd, &q, panel, to, positions),
-                2.. if S::WIDE || N <= 2 => self.panels::<S, N, 2>(simd, &q, panel, to, positions),
-                _ => self.panels::<S, N, 1>(simd, &q, panel, to, positions),
-            };
-        }
-        Scores { values, positions, start: first * POSITIONS }
-    }
-
-    /// Those of P panels; returns P.
-    #[inline(always)]
-    fn panels<S: Simd, const N: usize, const P: usize>(
-        &self,
-        simd: S,
-        q: &[[f32; N]],
-        panel: usize,
-        to: &mut [f32],
-        stride: usize,
-    ) -> usize {
-        let size = q.len() * POSITIONS;
-        let mut panels: [&[[f32; POSITIONS]]; P] = [&[]; P];
-        for (p, values) in panels.iter_mut().enumerate() {
-            *values = &self.values[(panel + p) * size..][..size].as_chunks().0[..q.len()];
-        }
-        let mut sums = [[simd.zero(); P]; N];
-        for (i, q) in q.iter().enumerate() {
-            let mut keys = [simd.zero(); P];
-            for p in 0..P {
-                keys[p] = simd.load(&panels[p][i]);
+        let mut totals = Vec::with_capacity(self.queries.len());
+        for (index, query) in self.queries.iter_mut().enumerate() {
+            let scores = scores.of(index, &query.span);
+            let max = maximum(scores);
+            for score in scores.iter_mut() {
+                *score = exp(simd, *score - max);
             }
-            for n in 0..N {
-                let q = simd.splat(q[n]);
-                for p in 0..P {
-                    sums[n][p] = simd.fma(q, keys[p], sums[n][p]);
-                }
-            }
+            totals.push(sum(simd, scores, |weight| weight));
+            query.y.fill(0.0);
         }
-        for (n, sums) in sums.into_iter().enumerate() {
-            for (sum, to) in sums.into_iter().zip(to[n * stride..].as_chunks_mut().0) {
-                simd.store(simd.mul(sum, simd.splat(self.scale)), to);
-            }
+        for segment in &segments {
+            self.values(simd, segment, &mut scores);
         }
-        P
+        for (query, total) in self.queries.iter_mut().zip(totals) {
+            query.y.iter_mut().for_each(|y| *y /= total);
+        }
     }
 }
 
-/// y = softmax(scores) V for each query of a tile.
-#[inline(always)]
-fn values<S: Simd>(simd: S, mut scores: Scores, v: &[f32], head_dim: usize, queries: &mut [Query]) {
-    let mut totals = [0.0; 8];
-    for (n, query) in queries.iter_mut().enumerate() {
-        let scores = scores.of(n, &query.span);
-        let max = maximum(scores);
-        for score in scores.iter_mut() {
-            *score = exp(simd, *score - max);
-        }
-        totals[n] = sum(simd, scores, |weight| weight);
-        query.y.fill(0.0);
+/// Cuts a run of queries into tiles of 8, 4, 2 and 1, at most `most`.
+fn tiles(mut run: Range<usize>, most: usize) -> Vec<Range<usize>> {
+    let mut tiles = Vec::new();
+    while !run.is_empty() {
+        let len = match run.len().min(most) {
+            8.. => 8,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        tiles.push(run.start..run.start + len);
+        run.start += len;
     }
-    // As many queries at once as there are registers for.
-    let most = if S::WIDE { 4 } else { 2 };
-    for (index, queries) in queries.chunks_mut(most).enumerate() {
-        let sums = Sums { scores: &scores, first: index * most, v, head_dim };
-        match queries.len() {
-            4 => sums.add::<S, 4>(simd, queries),
-            2 => sums.add::<S, 2>(simd, queries),
-            _ => sums.add::<S, 1>(simd, queries),
-        }
-    }
-    for (query, total) in queries.iter_mut().zip(totals) {
-        query.y.iter_mut().for_each(|y| *y /= total);
-    }
+    tiles
 }
 
-/// Sums of values, each times its weight.
-struct Sums<'a> {
-    scores: &'a Scores,
-    /// Index of the first query in the scores.
-    first: usize,
-    /// \[positions, head_dim\].
-    v: &'a [f32],
-    head_dim: usize,
-}
-
-impl Sums<'_> {
-    /// Adds what N queries see: together where all do, so that values are loaded once for them. What a query does not
-    /// see must not even be added times zero: it may be NaN.
-    #[inline(always)]
-    fn add<S: Simd, const N: usize>(&self, simd: S, queries: &mut [Query]) {
-        let start = queries.iter().map(|query| query.span.start).max().unwrap_or(0);
-        let end = queries.iter().map(|query| query.span.end).min().unwrap_or(0).max(start);
-        for n in 0..N {
-            let Range { start: own, end: own_end } = queries[n].span;
-            self.range::<S, 1>(simd, n, &mut queries[n..=n], own..start.min(own_end));
-        }
-        self.range::<S, N>(simd, 0, queries, start..end);
-        for n in 0..N {
-            let Range { start: own, end: own_end } = queries[n].span;
-            self.range::<S, 1>(simd, n, &mut queries[n..=n], end.max(own)..own_end);
-        }
-    }
-
-    /// Adds a range of positions for N queries, the n-th and those after it.
-    #[inline(always)]
-    fn range<S: Simd, const N: usize>(&self, simd: S, n: usize, queries: &mut [Query], range: Range<usize>) {
-        if range.is_empty() {
-            return;
-        }
-        let mut weights: [&[f32]; N] = [&[]; N];
-        for (index, weights) in weights.iter_mut().enumerate() {
-            let row = (self.first + n + index) * self.scores.positions;
-            *weights = &self.scores.values[row + range.start - self.scores.start..][..range.len()];
-        }
-        let v = &self.v[range.start * self.head_dim..range.end * self.head_dim];
-        let mut done = 0;
-        while done < self.head_dim {
-            done += match (self.head_dim - done) / LANES {
-                0 => self.rest(simd, weights, &v[done..], queries, done),
-                1 => self.vectors::<S, N, 1>(simd, weights, &v[done..], queries, done),
-                2 | 3 => self.vectors::<S, N, 2>(simd, weights, &v[done..], queries, done),
-                _ if S::WIDE => self.vectors::<S, N, 4>(simd, weights, &v[done..], queries, done),
-                _ => self.vectors::<S, N, 2>(simd, weights, &v[done..], queries, done),
-            };
-        }
-    }
-
-    /// V vectors of each query, from element `done` on, where `v` begins; returns how many elements that is.
-    #[inline(always)]
-    fn vectors<S: Simd, const N: usize, const V: usize>(
-        &self,
-        simd: S,
-        weights: [&[f32]; N],
-        v: &[f32],
-        queries: &mut [Query],
-        done: usize,
-    ) -> usize {
-        let mut sums = [[simd.zero(); V]; N];
-        for (sums, query) in sums.iter_mut().zip(&*queries) {
-            for (sum, y) in sums.iter_mut().zip(query.y[done..].as_chunks().0) {
-                *sum = simd.load(y);
-            }
-        }
-        for position in 0..weights[0].len() {
-            let chunks = &v[position * self.head_dim..][..V * LANES].as_chunks::<LANES>().0;
-            let mut values = [simd.zero(); V];
-            for i in 0..V {
-                values[i] = simd.load(&chunks[i]);
-            }
-            for n in 0..N {
-                let weight = simd.splat(weights[n][position]);
-                for i in 0..V {
-                    sums[n][i] = simd.fma(weight, values[i], sums[n][i]);
-                }
-            }
-        }
-        for (sums, query) in sums.into_iter().zip(queries) {
-            for (sum, y) in sums.into_iter().zip(query.y[done..].as_chunks_mut().0) {
-                simd.store(sum, y);
-            }
-        }
-        V * LANES
-    }
-
-    /// Fewer elements than a vector has: the last of a head.
-    #[inline(always)]
-    fn rest<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        weights: [&[f32]; N],
-        v: &[f32],
-        queries: &mut [Query],
-        done: usize,
-    ) -> usize {
-        for (weights, query) in weights.into_iter().zip(queries) {
-            for (weight, v) in weights.iter().zip(v.chunks(self.head_dim)) {
-                for (y, v) in query.y[done..].iter_mut().zip(v) {
-                    *y = simd.mul_add(*weight, *v, *y);
-                }
-            }
-        }
-        self.head_dim - done
-    }
+/// Panels of a page that some query of a tile sees.
+fn panels(queries: &[Query], page: usize) -> Range<usize> {
+    let start = queries.iter().map(|query| query.span.start).min().unwrap_or(0).max(page * PAGE);
+    let end = queries.iter().map(|query| query.span.end).max().unwrap_or(0).min((page + 1) * PAGE);
+    (start - page * PAGE) / POSITIONS..(end.max(start) - page * PAGE).div_ceil(POSITIONS)
 }

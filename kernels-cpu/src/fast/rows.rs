@@ -7,7 +7,7 @@ use super::simd::{Simd, Work, run};
 use super::threads::lines;
 use super::tile::sum;
 use crate::activate::Function;
-use crate::cache::{Layout, POSITIONS};
+use crate::cache::{KvMut, Layout, POSITIONS, code, half, scale};
 use crate::norm::Norm;
 use crate::rope::Angles;
 use crate::{State, Weight};
@@ -141,23 +141,37 @@ impl Work for Rotate<'_> {
 }
 
 /// `k` and `v` \[rows, kv_heads × head_dim\]; K and V of one layer's cache.
-pub fn kv_write(rows: &[Row], layout: Layout, k: &[f32], v: &[f32], cache: [&mut [f32]; 2]) {
+pub fn kv_write(rows: &[Row], layout: Layout, k: &[f32], v: &[f32], mut cache: KvMut) {
     let width = layout.kv_heads * layout.head_dim;
-    let [k_cache, v_cache] = cache;
     for (row, (k, v)) in rows.iter().zip(k.chunks(width).zip(v.chunks(width))) {
-        keep(row, layout, [k, v], [&mut *k_cache, &mut *v_cache]);
+        keep(row, layout, [k, v], &mut cache);
     }
 }
 
 /// A row's keys and values to their places.
-fn keep(row: &Row, layout: Layout, [k, v]: [&[f32]; 2], [k_cache, v_cache]: [&mut [f32]; 2]) {
+fn keep(row: &Row, layout: Layout, [k, v]: [&[f32]; 2], cache: &mut KvMut) {
     let (head_dim, position) = (layout.head_dim, row.position as usize);
     for (head, (k, v)) in k.chunks(head_dim).zip(v.chunks(head_dim)).enumerate() {
-        let at = layout.head(row.sequence, head);
-        let keys = k_cache[at + layout.key(position, 0)..].iter_mut().step_by(POSITIONS);
-        keys.zip(k).for_each(|(to, k)| *to = *k);
-        v_cache[at + layout.value(position, 0)..][..head_dim].copy_from_slice(v);
+        let block = layout.block(row.sequence, head, position);
+        let at = [layout.key(block, position, 0), layout.value(block, position, 0)];
+        match cache {
+            KvMut::F32(cache) => put(cache, at, [k, v], [|x| x; 2]),
+            KvMut::F16(cache) => put(cache, at, [k, v], [half; 2]),
+            KvMut::Q8 { codes, scales } => {
+                let own = [scale(k), scale(v)];
+                let at_scale = layout.scale(block, position);
+                scales.iter_mut().zip(own).for_each(|(scales, own)| scales[at_scale] = own);
+                put(codes, at, [k, v], own.map(|own| move |x| code(x, own) as i8));
+            }
+        }
     }
+}
+
+/// A head's key to its panel, and its value to its place.
+fn put<T>(cache: &mut [&mut [T]; 2], at: [usize; 2], [k, v]: [&[f32]; 2], store: [impl Fn(f32) -> T; 2]) {
+    let keys = cache[0][at[0]..].iter_mut().step_by(POSITIONS);
+    keys.zip(k).for_each(|(to, &k)| *to = store[0](k));
+    cache[1][at[1]..].iter_mut().zip(v).for_each(|(to, &v)| *to = store[1](v));
 }
 
 /// The operands besides qkv; see the twin's.
@@ -165,7 +179,7 @@ pub struct RopeKv<'a> {
     /// Query heads.
     pub heads: usize,
     /// Of the cache.
-    pub layout: Layout,
+    pub layout: Layout<'a>,
     /// Norm of every q head.
     pub q_norm: Option<Norm<&'a [f32]>>,
     /// Norm of every k head.
@@ -175,7 +189,7 @@ pub struct RopeKv<'a> {
 }
 
 /// `qkv` \[rows, (heads + 2 kv_heads) × head_dim\], `y` \[rows, heads × head_dim\]; K and V of one layer's cache.
-pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], [k_cache, v_cache]: [&mut [f32]; 2]) {
+pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], mut cache: KvMut) {
     let head_dim = op.layout.head_dim;
     let (q_width, kv_width) = (op.heads * head_dim, op.layout.kv_heads * head_dim);
     let turn = |row, heads: &mut [f32], norm: &Option<Norm<&[f32]>>| {
@@ -194,6 +208,6 @@ pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], [k_cache, 
         turn(row, y, &op.q_norm);
         turned.copy_from_slice(k);
         turn(row, &mut turned, &op.k_norm);
-        keep(row, op.layout, [&turned, v], [&mut *k_cache, &mut *v_cache]);
+        keep(row, op.layout, [&turned, v], &mut cache);
     }
 }

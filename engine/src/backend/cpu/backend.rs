@@ -17,6 +17,11 @@ use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, RopeTable, TensorId};
 
 impl CpuBackend {
+    /// Tokens are below this.
+    fn vocab(&self) -> usize {
+        self.plans.iter().map(|plan| plan.plan.vocab).min().unwrap_or(0)
+    }
+
     /// The table of angles, shared with earlier plans of the same angles.
     fn angles(&self, table: &RopeTable) -> (RopeTable, Arc<Vec<f32>>) {
         let known =
@@ -25,7 +30,7 @@ impl CpuBackend {
         (table.clone(), known.map_or_else(values, |(_, values)| Arc::clone(values)))
     }
 
-    fn cache(&mut self) -> Result<&mut KvCache> {
+    pub(super) fn cache(&mut self) -> Result<&mut KvCache> {
         self.kv
             .as_mut()
             .ok_or_else(|| Error::value("sequence", "no plan was prepared yet, so there is no KV cache"))
@@ -86,24 +91,32 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn reset_sequence(&mut self, sequence: u32) -> Result<()> {
+    fn reset_sequence(&mut self, sequence: u32, seen: &[u32]) -> Result<()> {
+        let vocab = self.vocab();
         let states = &mut self.cache()?.states;
         validate::below("sequence", sequence as usize, states.len())?;
-        states[sequence as usize] = State::default();
+        validate::seen(seen, vocab)?;
+        let state = &mut states[sequence as usize];
+        *state = State::default();
+        seen.iter().for_each(|&token| state.mark(token));
         Ok(())
     }
 
-    fn copy_sequence(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
-        self.cache()?.copy(from, to, positions)
+    fn set_pages(&mut self, sequence: u32, table: &[u32]) -> Result<()> {
+        self.cache()?.tables.set(sequence, table)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
+        self.cache()?.copy_page(from, to)
     }
 
     fn submit(&mut self, plan: PlanHandle, step: &Step) -> Result<Ticket> {
         let prepared = self.prepared(plan)?;
         let range = 0..prepared.plan.ops.len();
-        prepared.limits.check(step)?;
-        validate::doors(&prepared.plan, step, &Doors { range: range.clone(), ..Doors::default() })?;
+        self.check(plan, step, &Doors { range: range.clone(), ..Doors::default() })?;
         let sampled = self.execute(plan, step, range, &[], false)?.sampled;
         self.counters.steps += 1;
+        self.counters.rows += step.rows.len() as u64;
         self.results.insert(self.counters.steps, sampled);
         Ok(Ticket(self.counters.steps))
     }
@@ -156,7 +169,7 @@ impl Backend for CpuBackend {
         slots.dedup_by_key(|slot| Arc::as_ptr(&slot.factors));
         Memory {
             weights: tables.iter().map(|values| values.len() as u64 * 4).sum(),
-            kv: self.kv.as_ref().map_or(0, |kv| (kv.k.len() + kv.v.len()) as u64 * 4),
+            kv: self.kv.as_ref().map_or(0, KvCache::bytes),
             activations: self.plans.iter().map(|plan| plan.activations.bytes()).sum(),
             lora: slots.iter().map(|slot| slot.bytes() as u64).sum(),
         }
@@ -171,9 +184,9 @@ impl Backend for CpuBackend {
                 return overwritten(format!("the buffer of {}", names.join(", ")));
             }
         }
-        match &self.kv {
-            Some(kv) if !kv.k.intact() => overwritten("the keys of the KV cache".into()),
-            Some(kv) if !kv.v.intact() => overwritten("the values of the KV cache".into()),
+        match self.kv.as_ref().map(KvCache::intact) {
+            Some([false, _]) => overwritten("the keys of the KV cache".into()),
+            Some([_, false]) => overwritten("the values of the KV cache".into()),
             _ => Ok(()),
         }
     }

@@ -97,11 +97,10 @@ pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
 fn attention(op: &Op, io: Io, y: &mut [f32]) {
     let x = |index: usize| io.inputs[index];
     let (rows, shape) = (io.rows, io.shape);
-    let angles = io.angles.map(|(pairs, table)| Angles { table, positions: io.layout.context, pairs });
+    let angles = io.angles.map(|(pairs, table)| Angles { table, positions: io.positions, pairs });
     match (&op.kind, angles) {
         (OpKind::Attend(op), _) => {
-            let [k, v] = io.cache.each_ref().map(|values| &**values);
-            fast::attend(rows, &io.attend(op), io.layout, x(0), [k, v], y);
+            fast::attend(rows, &io.attend(op), io.layout, x(0), io.cache.as_kv(), y);
         }
         (OpKind::Rope { heads, head_dim }, Some(angles)) => {
             fast::rope(rows, *heads, *head_dim, &angles, x(0), y);

@@ -1,78 +1,107 @@
 //! The KV cache and the states of the sequences.
 
+use half::f16;
 use wattle_kernels_cpu::State;
-use wattle_kernels_cpu::cache::{Layout, POSITIONS};
+use wattle_kernels_cpu::cache::{Kv, KvMut, KvType, Layout};
+use wattle_kernels_cpu::fast::kv_write;
+use wattle_shaders::Row;
 
 use super::memory::Buffer;
+use crate::backend::pages::PageTables;
 use crate::backend::{Capacity, validate};
+use crate::cache::PAGE;
 use crate::error::{Error, Result};
 use crate::plan::KvShape;
+
+/// Keys and values of all layers.
+enum Store {
+    F32([Buffer<f32>; 2]),
+    F16([Buffer<f16>; 2]),
+    Q8 { codes: [Buffer<i8>; 2], scales: [Buffer<f32>; 2] },
+}
 
 /// K and V of all layers, each layer as [`Layout`] says, and one state per sequence.
 pub(super) struct KvCache {
     pub shape: KvShape,
     pub capacity: Capacity,
-    pub layout: Layout,
-    pub k: Buffer,
-    pub v: Buffer,
+    pub tables: PageTables,
     pub states: Vec<State>,
+    store: Store,
+}
+
+/// The part of both sides that a layer has.
+fn layer<T: bytemuck::Pod>(sides: &mut [Buffer<T>; 2], layer: usize, len: usize) -> [&mut [T]; 2] {
+    sides.each_mut().map(|side| &mut side.values_mut()[layer * len..][..len])
+}
+
+fn copy<T: bytemuck::Pod>(sides: &mut [Buffer<T>; 2], from: usize, to: usize, len: usize) {
+    sides.iter_mut().for_each(|side| side.values_mut().copy_within(from..from + len, to));
 }
 
 impl KvCache {
     pub fn new(shape: KvShape, capacity: Capacity, guards: bool) -> Result<Self> {
-        let KvShape { kv_heads, head_dim, .. } = shape;
-        let layout = Layout { kv_heads, head_dim, context: capacity.context };
-        let context = capacity.context.checked_next_multiple_of(POSITIONS);
-        let sizes = [shape.layers, capacity.sequences, kv_heads, head_dim];
-        let len = sizes.into_iter().try_fold(context.unwrap_or(usize::MAX), usize::checked_mul);
-        let buffer = |what| Buffer::new(what, len, guards);
+        let sizes = [shape.layers, capacity.pages, shape.kv_heads, PAGE];
+        let positions = sizes.into_iter().try_fold(1, usize::checked_mul);
+        let len = positions.and_then(|len| len.checked_mul(shape.head_dim));
+        let names = ["the keys of the KV cache", "the values of the KV cache"];
+        let [k, v] = names;
+        let store = match shape.store {
+            KvType::F32 => Store::F32([Buffer::new(k, len, guards)?, Buffer::new(v, len, guards)?]),
+            KvType::F16 => Store::F16([Buffer::new(k, len, guards)?, Buffer::new(v, len, guards)?]),
+            KvType::Q8 => {
+                let codes = [Buffer::new(k, len, guards)?, Buffer::new(v, len, guards)?];
+                let scales = [Buffer::new(k, positions, guards)?, Buffer::new(v, positions, guards)?];
+                Store::Q8 { codes, scales }
+            }
+        };
+        let tables = PageTables::new(&capacity)?;
         let states = vec![State::default(); capacity.sequences];
-        let (k, v) = (buffer("the keys of the KV cache")?, buffer("its values")?);
-        Ok(Self { shape, capacity, layout, k, v, states })
+        Ok(Self { shape, capacity, tables, states, store })
     }
 
-    /// Elements of one layer.
-    fn layer_len(&self) -> usize {
-        self.capacity.sequences * self.layout.sequence_len()
+    /// Positions × heads of one layer.
+    fn layer_positions(&self) -> usize {
+        self.capacity.pages * self.shape.kv_heads * PAGE
     }
 
-    /// K and V of one layer, and the states.
-    pub fn layer_mut(&mut self, layer: usize) -> ([&mut [f32]; 2], &mut [State]) {
-        let len = self.layer_len();
-        let kv = [&mut self.k, &mut self.v].map(|buffer| &mut buffer.values_mut()[layer * len..][..len]);
-        (kv, &mut self.states)
+    /// K and V of one layer, where they lie, and the states.
+    pub fn layer_mut(&mut self, index: usize) -> (KvMut<'_>, Layout<'_>, &mut [State]) {
+        let KvShape { kv_heads, head_dim, .. } = self.shape;
+        let positions = self.layer_positions();
+        let len = positions * head_dim;
+        let kv = match &mut self.store {
+            Store::F32(sides) => KvMut::F32(layer(sides, index, len)),
+            Store::F16(sides) => KvMut::F16(layer(sides, index, len)),
+            Store::Q8 { codes, scales } => {
+                KvMut::Q8 { codes: layer(codes, index, len), scales: layer(scales, index, positions) }
+            }
+        };
+        let (tables, stride) = (self.tables.all(), self.tables.stride());
+        (kv, Layout { kv_heads, head_dim, tables, stride }, &mut self.states)
     }
 
     fn check(&self, layer: usize, sequence: u32, positions: usize) -> Result<()> {
         validate::below("layer", layer, self.shape.layers)?;
-        validate::below("sequence", sequence as usize, self.capacity.sequences)?;
-        validate::below("positions", positions, self.capacity.context + 1)
-    }
-
-    /// Where the first positions of a sequence have their elements in the order \[positions, kv_heads × head_dim\]: a
-    /// key's and a value's.
-    fn places(
-        &self,
-        layer: usize,
-        sequence: u32,
-        positions: usize,
-    ) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (layout, start) = (self.layout, layer * self.layer_len());
-        (0..positions).flat_map(move |position| {
-            (0..layout.kv_heads).flat_map(move |head| {
-                let head = start + layout.head(sequence, head);
-                let place = move |i| (head + layout.key(position, i), head + layout.value(position, i));
-                (0..layout.head_dim).map(place)
-            })
-        })
+        validate::below("positions", positions, self.capacity.context + 1)?;
+        self.tables.check(sequence, positions)
     }
 
     /// K and V of the first positions, \[positions, kv_heads × head_dim\] each.
-    pub fn export(&self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]> {
+    pub fn export(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]> {
         self.check(layer, sequence, positions)?;
-        let (k, v) = (self.k.values(), self.v.values());
-        let (k, v) = self.places(layer, sequence, positions).map(|(key, value)| (k[key], v[value])).unzip();
-        Ok([k, v])
+        let (kv, layout, _) = self.layer_mut(layer);
+        let mut sides = [Vec::new(), Vec::new()];
+        for (position, head) in (0..positions).flat_map(|p| (0..layout.kv_heads).map(move |head| (p, head))) {
+            let block = layout.block(sequence, head, position);
+            let scale = layout.scale(block, position);
+            for i in 0..layout.head_dim {
+                let places = [layout.key(block, position, i), layout.value(block, position, i)];
+                for (side, (to, at)) in sides.iter_mut().zip(places).enumerate() {
+                    to.push(element(&kv.as_kv(), side, at, scale));
+                }
+            }
+        }
+        Ok(sides)
     }
 
     /// Writes positions from 0 on.
@@ -82,31 +111,56 @@ impl KvCache {
             let reason = format!("{} and {} elements, expected two of positions × {width}", k.len(), v.len());
             return Err(Error::value("kv", reason));
         }
-        self.check(layer, sequence, k.len() / width)?;
-        let places = self.places(layer, sequence, k.len() / width);
-        let (to_k, to_v) = (self.k.values_mut(), self.v.values_mut());
-        for ((key, value), (k, v)) in places.zip(k.iter().zip(v)) {
-            (to_k[key], to_v[value]) = (*k, *v);
+        let positions = k.len() / width;
+        self.check(layer, sequence, positions)?;
+        let rows: Vec<Row> = (0..positions).map(|p| Row::prompt(0, p as u32, sequence)).collect();
+        let (kv, layout, _) = self.layer_mut(layer);
+        kv_write(&rows, layout, k, v, kv);
+        Ok(())
+    }
+
+    /// Copies a page, in all layers.
+    pub fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
+        self.tables.check_page(from)?;
+        self.tables.check_page(to)?;
+        let (per_page, per_layer) = (self.shape.kv_heads * PAGE, self.layer_positions());
+        let dim = self.shape.head_dim;
+        for layer in 0..self.shape.layers {
+            let [from, to] = [from, to].map(|page| layer * per_layer + page as usize * per_page);
+            match &mut self.store {
+                Store::F32(sides) => copy(sides, from * dim, to * dim, per_page * dim),
+                Store::F16(sides) => copy(sides, from * dim, to * dim, per_page * dim),
+                Store::Q8 { codes, scales } => {
+                    copy(codes, from * dim, to * dim, per_page * dim);
+                    copy(scales, from, to, per_page);
+                }
+            }
         }
         Ok(())
     }
 
-    /// Copies positions and state.
-    pub fn copy(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
-        for sequence in [from, to] {
-            self.check(0, sequence, positions)?;
+    /// Bytes of K and V.
+    pub fn bytes(&self) -> u64 {
+        let elements = self.shape.layers * self.layer_positions();
+        let store = self.shape.store;
+        2 * elements as u64 * (self.shape.head_dim * store.element_bytes() + store.scale_bytes()) as u64
+    }
+
+    /// Whether no guard word was overwritten, of keys and of values.
+    pub fn intact(&self) -> [bool; 2] {
+        match &self.store {
+            Store::F32(sides) => sides.each_ref().map(Buffer::intact),
+            Store::F16(sides) => sides.each_ref().map(Buffer::intact),
+            Store::Q8 { codes, scales } => [0, 1].map(|side| codes[side].intact() && scales[side].intact()),
         }
-        let whole = positions.next_multiple_of(POSITIONS) * self.layout.head_dim;
-        for layer in 0..self.shape.layers {
-            for head in 0..self.shape.kv_heads {
-                let [source, target] =
-                    [from, to].map(|sequence| layer * self.layer_len() + self.layout.head(sequence, head));
-                for buffer in [&mut self.k, &mut self.v] {
-                    buffer.values_mut().copy_within(source..source + whole, target);
-                }
-            }
-        }
-        self.states[to as usize] = self.states[from as usize].clone();
-        Ok(())
+    }
+}
+
+/// An element of the keys (side 0) or values (1).
+fn element(kv: &Kv, side: usize, at: usize, scale: usize) -> f32 {
+    match kv {
+        Kv::F32(sides) => sides[side][at],
+        Kv::F16(sides) => sides[side][at].to_f32(),
+        Kv::Q8 { codes, scales } => f32::from(codes[side][at]) * scales[side][scale],
     }
 }

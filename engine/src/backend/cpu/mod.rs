@@ -134,12 +134,19 @@ impl CpuBackend {
         })
     }
 
-    /// Checks a step and its doors, poisons if asked to, and imports.
-    fn open(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<()> {
-        let guards = self.options.limits.guards;
+    /// Checks a step and its doors.
+    fn check(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<()> {
         let prepared = self.prepared(plan)?;
         prepared.limits.check(step)?;
         validate::doors(&prepared.plan, step, doors)?;
+        self.cache()?.tables.check_step(step)
+    }
+
+    /// Checks a step and its doors, poisons if asked to, and imports.
+    fn open(&mut self, plan: PlanHandle, step: &Step, doors: &Doors) -> Result<()> {
+        self.check(plan, step, doors)?;
+        let guards = self.options.limits.guards;
+        let prepared = self.prepared(plan)?;
         if guards {
             prepared.activations.poison();
         }
@@ -208,8 +215,8 @@ impl CpuBackend {
             &prepared.activations.get(id)[..validate::lines(tensor.extent, step) * tensor.width]
         };
         let tally = Tally::default();
-        let (shape, layout) = (kv.shape, kv.layout);
-        let (cache, states) = kv.layer_mut(op::layer(&op.kind));
+        let (shape, positions) = (kv.shape, kv.capacity.context);
+        let (cache, layout, states) = kv.layer_mut(op::layer(&op.kind));
         let io = Io {
             rows,
             samples: &step.samples,
@@ -225,6 +232,7 @@ impl CpuBackend {
             angles: prepared.angles.as_ref().map(|(table, values)| (table.pairs(), &values[..])),
             shape,
             layout,
+            positions,
             precision: self.options.precision,
         };
         // Only the twins can count; what a GPU fuses has no other kernels here.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use wattle_kernels_cpu::State;
 use wattle_kernels_cpu::activate::Function;
 use wattle_kernels_cpu::attend;
-use wattle_kernels_cpu::cache::Layout;
+use wattle_kernels_cpu::cache::{KvMut, Layout};
 use wattle_kernels_cpu::fast::Precision;
 use wattle_shaders::{Row, Sample};
 
@@ -26,8 +26,10 @@ pub(super) struct Io<'a> {
     /// The t that the op carries.
     pub carried: &'a mut [f32],
     /// K and V of the op's layer.
-    pub cache: [&'a mut [f32]; 2],
-    pub layout: Layout,
+    pub cache: KvMut<'a>,
+    pub layout: Layout<'a>,
+    /// Of a sequence, at most.
+    pub positions: usize,
     pub states: &'a mut [State],
     pub slots: &'a BTreeMap<usize, Slot>,
     /// Pairs, and \[sets, context, pairs, 2\].

@@ -1,7 +1,7 @@
 //! Runs one op with its plain twin, over counting views if asked to.
 
 use wattle_kernels_cpu::attend::plain as attend;
-use wattle_kernels_cpu::cache::{Cache, Cached};
+use wattle_kernels_cpu::cache::{Cache, Cached, Kv, KvMut, Side, SideMut};
 use wattle_kernels_cpu::gate_up::{self, GateUp};
 use wattle_kernels_cpu::kv_write;
 use wattle_kernels_cpu::norm::{self, Norm};
@@ -40,14 +40,59 @@ pub(super) fn cost(counts: &Counts) -> OpCost {
 struct Views<'a>(Option<&'a Tally>);
 
 type Floats<'a> = View<'a, &'a [f32]>;
+type Written<'a> = View<'a, &'a mut [f32]>;
 
 impl<'a> Views<'a> {
     fn floats(self, values: &'a [f32], class: Class) -> Floats<'a> {
         View::new(values, class, Size::bytes(size_of::<f32>()), self.0)
     }
 
-    fn written(self, values: &'a mut [f32], class: Class) -> View<'a, &'a mut [f32]> {
+    fn written(self, values: &'a mut [f32], class: Class) -> Written<'a> {
         View::new(values, class, Size::bytes(size_of::<f32>()), self.0)
+    }
+
+    /// The elements or codes of keys (side 0) or values (1).
+    fn elements<'k>(self, kv: &Kv<'k>, side: usize) -> Box<dyn Read + 'k>
+    where
+        'a: 'k,
+    {
+        let (read, tally) = (Class::KvRead, self.0);
+        match kv {
+            Kv::F32(sides) => Box::new(View::new(sides[side], read, Size::bytes(4), tally)),
+            Kv::F16(sides) => Box::new(View::new(sides[side], read, Size::bytes(2), tally)),
+            Kv::Q8 { codes, .. } => Box::new(View::new(codes[side], read, Size::bytes(1), tally)),
+        }
+    }
+
+    /// The scales of keys and values, if they are codes.
+    fn scales<'k>(self, kv: &Kv<'k>) -> [Option<View<'k, &'k [f32]>>; 2]
+    where
+        'a: 'k,
+    {
+        match kv {
+            Kv::Q8 { scales, .. } => {
+                scales.map(|side| Some(View::new(side, Class::KvRead, Size::bytes(4), self.0)))
+            }
+            _ => [None, None],
+        }
+    }
+
+    /// Elements and scales of keys and values, to write.
+    fn written_kv(self, kv: KvMut<'a>) -> ([Box<dyn Write + 'a>; 2], [Option<Written<'a>>; 2]) {
+        fn side<'a, T>(views: Views<'a>, side: &'a mut [T], bytes: usize) -> Box<dyn Write + 'a>
+        where
+            &'a mut [T]: Write,
+        {
+            Box::new(View::new(side, Class::KvWrite, Size::bytes(bytes), views.0))
+        }
+        match kv {
+            KvMut::F32(sides) => (sides.map(|values| side(self, values, 4)), [None, None]),
+            KvMut::F16(sides) => (sides.map(|values| side(self, values, 2)), [None, None]),
+            KvMut::Q8 { codes, scales } => {
+                let scales = scales.map(|scales| Some(self.written(scales, Class::KvWrite)));
+                (codes.map(|codes| side(self, codes, 1)), scales)
+            }
+        }
     }
 
     fn matrix(self, matrix: &'a Matrix) -> Result<View<'a, Weight<'a>>> {
@@ -196,18 +241,23 @@ fn attention<'a>(
     let table = io.angles.map(|(_, table)| views.floats(table, Class::Weight));
     let angles = io.angles.zip(table.as_ref()).map(|((pairs, _), table)| {
         let table: &dyn Read = table;
-        Angles { table, positions: io.layout.context, pairs }
+        Angles { table, positions: io.positions, pairs }
     });
     if let OpKind::Attend(attend_op) = &op.kind {
-        let cache = io.cache.each_ref().map(|values| views.floats(values, Class::KvRead));
-        let cached = Cached { layout: io.layout, k: &cache[0], v: &cache[1] };
+        let kv = io.cache.as_kv();
+        let (elements, scales) = ([0, 1].map(|side| views.elements(&kv, side)), views.scales(&kv));
+        let [k, v] = [0, 1].map(|side| Side { elements: &*elements[side], scales: read(&scales[side]) });
+        let cached = Cached { layout: io.layout, k, v };
         return attend(rows, &io.attend(attend_op), x(0), cached, y, carry);
     }
     let site = op.sites().next();
     let factors = site.map(|site| views.factors(&io, site));
     let lora = site.zip(factors.as_ref()).map(|(site, factors)| lora(site, factors));
-    let [k, v] = io.cache.map(|values| views.written(values, Class::KvWrite));
-    let (k, v) = (&mut { k }, &mut { v });
+    let (mut elements, mut scales) = views.written_kv(io.cache);
+    let [k, v] = elements.each_mut().map(|elements| &mut **elements);
+    let [k_scales, v_scales] =
+        scales.each_mut().map(|scales| scales.as_mut().map(|scales| scales as &mut dyn Write));
+    let (k, v) = (SideMut { elements: k, scales: k_scales }, SideMut { elements: v, scales: v_scales });
     let mut cache = Cache { layout: io.layout, k, v };
     match (&op.kind, angles) {
         (OpKind::Rope { heads, head_dim }, Some(angles)) => {

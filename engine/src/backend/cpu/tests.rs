@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::model::{Dtype, Model};
 use crate::plan::{self, FuseOptions, LoraCapacity, Op, Plan, TensorId};
 
-const CAPACITY: Capacity = Capacity { sequences: 3, context: 32, rows: 8, samples: 4 };
+const CAPACITY: Capacity = Capacity { sequences: 3, context: 32, pages: 3, rows: 8, samples: 4 };
 
 /// The plain plan, the CPU's, and a GPU's.
 fn plans() -> [Arc<Plan>; 3] {
@@ -81,7 +81,11 @@ fn costs_are_what_the_twins_count() {
             slot: (row.slot < 2).then_some(row.slot),
             lora: LayerMask::from_words(row.lora).0,
         };
-        let shape = StepShape { rows: step.rows.iter().enumerate().map(row).collect(), ranks: vec![1, 3] };
+        let shape = StepShape {
+            rows: step.rows.iter().enumerate().map(row).collect(),
+            ranks: vec![1, 3],
+            ..StepShape::default()
+        };
         let doors = Doors { range: 0..plan.ops.len(), ..Doors::default() };
         let counted = backend.count(handle, &step, &doors).expect("a count");
         for (index, counted) in counted.into_iter().enumerate() {
@@ -162,7 +166,14 @@ fn what_does_not_fit_is_refused() {
     assert!(backend.run(handle, &step(), &Doors { range: 0..999, ..Doors::default() }).is_err());
     assert!(backend.export_kv(3, 0, 1).is_err() && backend.export_kv(0, 0, 33).is_err());
     assert!(backend.import_kv(0, 0, &[vec![0.0; 3], vec![0.0; 3]]).is_err());
-    assert!(backend.reset_sequence(3).is_err() && backend.copy_sequence(0, 3, 1).is_err());
+    assert!(backend.reset_sequence(3, &[]).is_err() && backend.reset_sequence(0, &[173]).is_err());
+    assert!(backend.copy_page(0, 3).is_err() && backend.copy_page(3, 0).is_err());
+    assert!(backend.set_pages(0, &[3]).is_err(), "page 3 of 3");
+    assert!(backend.set_pages(0, &[0, 1]).is_err(), "two pages for 32 positions");
+    assert!(backend.set_pages(3, &[0]).is_err(), "sequence 3 of 3");
+    backend.set_pages(0, &[]).expect("a table");
+    let error = backend.submit(handle, &step()).expect_err("no page for a position").to_string();
+    assert!(error.contains("step.rows[0].position"), "{error}");
     let mut broken = (*plan).clone();
     broken.tensors[3].width += 1;
     assert!(backend.prepare(&Arc::new(broken)).is_err(), "widths contradict each other");
@@ -171,28 +182,31 @@ fn what_does_not_fit_is_refused() {
         precision: Precision::Exact,
         threads: None,
         limits: Limits::default(),
-        capacity: Capacity { sequences: 1 << 20, context: 1 << 30, rows: 1, samples: 1 },
+        capacity: Capacity { sequences: 1, context: 64, pages: 1 << 50, rows: 1, samples: 1 },
     };
-    let error = CpuBackend::new(options).expect("no memory yet").prepare(&plan).expect_err("2^50 positions");
+    let error = CpuBackend::new(options).expect("no memory yet").prepare(&plan).expect_err("2^56 positions");
     assert!(error.to_string().contains("KV cache"), "{error}");
 }
 
 #[test]
-fn a_copied_sequence_goes_on_like_its_source() {
+fn a_sequence_that_shares_a_page_or_has_a_copy_goes_on_like_its_source() {
     let [_, plan, _] = plans();
     let (mut backend, handle) = backend(Mode::Fast, &plan);
     let rows = (0..8).map(|i| Row::prompt(i * 3, i, 0)).collect();
-    backend.submit(handle, &Step { rows, samples: vec![sample(7, 0)] }).expect("a prompt");
-    backend.copy_sequence(0, 2, 8).expect("a copy");
+    backend.submit(handle, &Step { rows, samples: Vec::new() }).expect("a prompt");
+    let seen: Vec<u32> = (0..8).map(|i| i * 3).collect();
+    backend.copy_page(0, 2).expect("a copy");
+    [1, 2].map(|sequence| backend.reset_sequence(sequence, &seen).expect("a state"));
+    backend.set_pages(1, &[0]).expect("a table");
     let mut next = |sequence| {
-        let row = Row { flags: FROM_STATE, ..Row::prompt(0, 8, sequence) };
+        let row = Row::prompt(24, 8, sequence);
         let step = Step { rows: vec![row], samples: vec![Sample { penalty: 2.0, ..sample(0, sequence) }] };
         let ticket = backend.submit(handle, &step).expect("a step");
         backend.collect(ticket).expect("a token")
     };
-    assert_eq!(next(0), next(2));
-    assert_eq!(backend.counters().readback_bytes, 32);
-    assert_eq!(backend.counters().steps, 3);
+    assert_eq!([next(0), next(1)], [next(2), next(2)]);
+    let counters = backend.counters();
+    assert_eq!((counters.readback_bytes, counters.steps, counters.rows), (64, 5, 12));
 }
 
 #[test]

@@ -66,7 +66,7 @@ mod tests {
             let output = Some(TensorId(i as u32 + 2));
             Op { name: format!("op{i}"), kind: OpKind::Add, inputs, output, carry: None }
         };
-        let kv = KvShape { layers: 0, heads: 1, kv_heads: 1, head_dim: 1 };
+        let kv = KvShape { layers: 0, heads: 1, kv_heads: 1, head_dim: 1, store: Default::default() };
         let tensors = (0..ops + 2).map(tensor).collect();
         Plan { ops: (0..ops).map(op).collect(), tensors, kv, rope: None, vocab: 1 }
     }

@@ -14,6 +14,7 @@ use crate::backend::validate::{self, StepLimits, below};
 use crate::backend::{
     Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check,
 };
+use crate::cache::pages_for;
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, TensorId};
 
@@ -34,9 +35,11 @@ impl GpuBackend {
         Ok(())
     }
 
-    fn check_sequence(&self, sequence: u32, positions: usize) -> Result<()> {
-        below("sequence", sequence as usize, self.capacity.sequences)?;
-        below("positions", positions, self.capacity.context + 1)
+    /// The pages that hold the first positions of a sequence.
+    fn pages(&self, sequence: u32, positions: usize) -> Result<&[u32]> {
+        below("positions", positions, self.capacity.context + 1)?;
+        self.tables.check(sequence, positions)?;
+        Ok(&self.tables.table(sequence)[..pages_for(positions)])
     }
 }
 
@@ -98,17 +101,24 @@ impl Backend for GpuBackend {
         self.pools.set(&self.gpu, slot, factors)
     }
 
-    fn reset_sequence(&mut self, sequence: u32) -> Result<()> {
-        self.check_sequence(sequence, 0)?;
-        self.sequences()?.reset(&self.gpu, sequence as usize);
+    fn reset_sequence(&mut self, sequence: u32, seen: &[u32]) -> Result<()> {
+        let sequences = self.sequences()?;
+        below("sequence", sequence as usize, self.capacity.sequences)?;
+        validate::seen(seen, sequences.vocab)?;
+        sequences.reset(&self.gpu, sequence as usize, seen);
         self.gpu.check()
     }
 
-    fn copy_sequence(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
-        self.check_sequence(from, positions)?;
-        self.check_sequence(to, positions)?;
+    fn set_pages(&mut self, sequence: u32, table: &[u32]) -> Result<()> {
+        self.tables_changed = true;
+        self.tables.set(sequence, table)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
+        self.tables.check_page(from)?;
+        self.tables.check_page(to)?;
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.sequences()?.copy(&mut encoder, from as usize, to as usize, positions)?;
+        self.sequences()?.copy_page(&mut encoder, from, to);
         self.gpu.queue.submit([encoder.finish()]);
         self.gpu.check()
     }
@@ -126,8 +136,8 @@ impl Backend for GpuBackend {
     }
 
     fn export_kv(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]> {
-        self.check_sequence(sequence, positions)?;
-        self.sequences()?.export(&self.gpu, layer, sequence as usize, positions)
+        let pages = self.pages(sequence, positions)?;
+        self.sequences()?.export(&self.gpu, layer, pages, positions)
     }
 
     fn import_kv(&mut self, layer: usize, sequence: u32, kv: &[Vec<f32>; 2]) -> Result<()> {
@@ -138,8 +148,7 @@ impl Backend for GpuBackend {
             let reason = format!("{k} and {v} elements, expected the same multiple of {width}");
             return Err(Error::value("kv", reason));
         }
-        self.check_sequence(sequence, k / width)?;
-        sequences.import(&self.gpu, layer, sequence as usize, kv)
+        sequences.import(&self.gpu, layer, self.pages(sequence, k / width)?, kv)
     }
 
     fn set_timing(&mut self, on: bool) {

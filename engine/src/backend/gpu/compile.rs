@@ -1,15 +1,15 @@
 //! The launches of every kind of op, but those with weights or factors (see [`super::linear`]).
 
-use wattle_shaders::{Kernel, params};
+use wattle_shaders::{Kernel, WeightType, params};
 
 use super::device::Gpu;
 use super::launch::{B_POOL, Grid, Launch, T, extent_code, function_code, k4, read, stride, write};
 use super::lora::Pools;
-use super::sequences::{Cells, Sequences};
+use super::sequences::{Heads, Sequences};
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::model::{NormKind, Vector};
-use crate::plan::{Attend, Extent, Norm, Op, OpKind, Plan, RopeKv, Tensor};
+use crate::plan::{Attend, Extent, KvType, Norm, Op, OpKind, Plan, RopeKv, Tensor};
 
 /// What launches are made of.
 pub(super) struct Compiler<'a> {
@@ -156,22 +156,28 @@ impl Compiler<'_> {
     }
 
     /// One launch per buffer of the layer's cache.
-    fn per_cells(
+    fn per_heads(
         &self,
         layer: u32,
-        launch: impl Fn(&Cells, params::Cache) -> Result<Launch>,
+        launch: impl Fn(&Heads, params::Cache) -> Result<Launch>,
     ) -> Result<Vec<Launch>> {
         let missing = || Error::value(&self.op.name, format!("the cache has no layer {layer}"));
-        let cells = self.sequences.layers.get(layer as usize).ok_or_else(missing)?;
-        cells.iter().map(|cells| launch(cells, self.sequences.params(cells))).collect()
+        let heads = self.sequences.layers.get(layer as usize).ok_or_else(missing)?;
+        let weights = match self.plan.kv.store {
+            KvType::F32 => WeightType::F32,
+            KvType::F16 => WeightType::F16,
+            KvType::Q8 => WeightType::Bytes,
+        };
+        let launch = |heads| Ok(Launch { weights, ..launch(heads, self.sequences.params(heads))? });
+        heads.iter().map(launch).collect()
     }
 
     fn kv_write(&self, layer: u32) -> Result<Vec<Launch>> {
         let kv = self.plan.kv;
-        self.per_cells(layer, |cells, cache| {
+        self.per_heads(layer, |heads, cache| {
             let params = params::KvWrite { cache, stride: stride(kv.width()) as u32 };
             let inputs = [read(1, self.input(0)), read(2, self.input(1))];
-            let bindings = inputs.into_iter().chain([write(4, &cells.k), write(5, &cells.v)]).collect();
+            let bindings = inputs.into_iter().chain([write(4, &heads.k), write(5, &heads.v)]).collect();
             Launch::new(self, params, bindings, Grid::Groups(kv.kv_heads as u64))
         })
     }
@@ -187,7 +193,7 @@ impl Compiler<'_> {
             .map(|(norm, weight)| norm.as_ref().map(|_| weight.unwrap_or(&ones)));
         let norms = self.vectors(&norms, kv.head_dim)?;
         let (site, lora) = self.epilogue(op.lora.as_ref())?;
-        self.per_cells(op.layer, |cells, cache| {
+        self.per_heads(op.layer, |heads, cache| {
             let params = params::RopeKv {
                 cache,
                 heads: kv.heads as u32,
@@ -200,7 +206,7 @@ impl Compiler<'_> {
                 eps: op.eps,
             };
             let reads = [read(1, self.input(0)), read(2, &norms), read(3, &angles)];
-            let writes = [write(4, &cells.k), write(5, &cells.v), write(9, self.output()?)];
+            let writes = [write(4, &heads.k), write(5, &heads.v), write(9, self.output()?)];
             let factors = [read(T, &lora.0), read(B_POOL, &lora.1)];
             let bindings = reads.into_iter().chain(writes).chain(factors).collect();
             let launch =
@@ -212,7 +218,7 @@ impl Compiler<'_> {
     fn attend(&mut self, attend: &Attend) -> Result<Vec<Launch>> {
         let kv = self.plan.kv;
         let (next, carried) = self.carried()?;
-        self.per_cells(attend.layer, |cells, cache| {
+        self.per_heads(attend.layer, |heads, cache| {
             let params = params::Attend {
                 cache,
                 heads: kv.heads as u32,
@@ -220,7 +226,7 @@ impl Compiler<'_> {
                 window: attend.window.unwrap_or(u32::MAX),
                 scale: attend.scale,
             };
-            let reads = [read(1, self.input(0)), read(2, &cells.k), read(3, &cells.v)];
+            let reads = [read(1, self.input(0)), read(2, &heads.k), read(3, &heads.v)];
             let bindings =
                 reads.into_iter().chain([write(4, self.output()?)]).chain(carried.clone()).collect();
             let launch = Launch::new(self, params, bindings, Grid::Groups(kv.heads as u64))?;

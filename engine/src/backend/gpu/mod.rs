@@ -7,6 +7,7 @@ mod assign;
 mod backend;
 mod compile;
 mod device;
+mod kv;
 mod launch;
 mod linear;
 mod lora;
@@ -21,6 +22,7 @@ mod weights;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::pages::PageTables;
 use super::{Capacity, Counters, Limits, PlanHandle};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, RopeTable};
@@ -62,7 +64,10 @@ pub struct GpuBackend {
     angles: Vec<(RopeTable, wgpu::Buffer)>,
     /// Activation buffers and their bytes without guard words. No tensor outlives its step, so plans share them.
     activations: Vec<(wgpu::Buffer, u64)>,
-    /// Header, rows and samples of the step. One is enough for any number of steps in flight: a write is a copy that
+    tables: PageTables,
+    /// Whether the device has older ones.
+    tables_changed: bool,
+    /// Header, rows and samples of the step, and the page tables behind the most that there may be of these. One is enough for any number of steps in flight: a write is a copy that
     /// the queue makes between the steps.
     step: wgpu::Buffer,
     step_bindings: wgpu::BindGroup,
@@ -102,7 +107,9 @@ impl GpuBackend {
     }
 
     fn on(gpu: Arc<Gpu>, capacity: Capacity) -> Result<Self> {
-        let step = gpu.storage("step", step::bytes(capacity.rows, capacity.samples))?;
+        let tables = PageTables::new(&capacity)?;
+        let step_bytes = step::bytes(capacity.rows, capacity.samples) + size_of_val(tables.all()) as u64;
+        let step = gpu.storage("step", step_bytes)?;
         let results = gpu.storage("results", (capacity.samples * step::SAMPLED) as u64)?;
         let (nothing, nowhere) = (gpu.storage("nothing", 16)?, gpu.storage("nowhere", 16)?);
         let entries = [wgpu::BindGroupEntry { binding: 0, resource: step.as_entire_binding() }];
@@ -121,6 +128,8 @@ impl GpuBackend {
             sequences: None,
             angles: Vec::new(),
             activations: Vec::new(),
+            tables,
+            tables_changed: true,
             step,
             step_bindings,
             results,

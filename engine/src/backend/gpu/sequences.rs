@@ -1,17 +1,17 @@
-//! What the device keeps of sequences: the KV cache (per layer one buffer of keys and one of values, or several where
-//! one binding cannot hold them) and the states.
-
-use std::ops::Range;
+//! What the device keeps of sequences: the pages of the KV cache (per layer one buffer of keys and one of values, or
+//! several where one binding cannot hold them) and the states.
 
 use wattle_shaders::params;
 
 use super::device::Gpu;
+use super::kv::{block_bytes, decode, elements_bytes, encode, ranges};
 use crate::backend::Capacity;
+use crate::cache::{PAGE, pages_for};
 use crate::error::{Error, Result};
 use crate::plan::KvShape;
 
-/// Consecutive cells of a layer. A cell is (key head, sequence): f32 \[positions, head_dim padded to 4\].
-pub(super) struct Cells {
+/// Consecutive key heads of a layer: \[pages, heads\] blocks, see `shared/cache.wgsl`.
+pub(super) struct Heads {
     pub k: wgpu::Buffer,
     pub v: wgpu::Buffer,
     first: usize,
@@ -22,40 +22,40 @@ pub(super) struct Cells {
 pub(super) struct Sequences {
     pub shape: KvShape,
     pub vocab: usize,
-    pub layers: Vec<Vec<Cells>>,
+    pub layers: Vec<Vec<Heads>>,
     /// u32 \[sequences, `state_stride`\]: the last sampled token, then a bit for every token: was it seen?
     pub state: wgpu::Buffer,
     pub capacity: Capacity,
-    /// Room for one cell or state: WebGPU does not copy within one buffer.
+    /// Room for a page's keys: WebGPU does not copy within one buffer.
     scratch: wgpu::Buffer,
 }
 
 impl Sequences {
     pub fn new(gpu: &Gpu, shape: KvShape, vocab: usize, capacity: Capacity) -> Result<Self> {
-        let stride = shape.head_dim.next_multiple_of(4);
-        let cell = (capacity.context * stride * 4).max(16);
-        let per_buffer = usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / cell;
+        let block = block_bytes(&shape);
+        let head = capacity.pages.max(1).saturating_mul(block);
+        let per_buffer = usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / head;
         if per_buffer == 0 {
             let most = gpu.limits.binding;
             return Err(gpu.error(format!(
-                "one head's keys for {} positions take {cell} bytes, a binding holds {most}: lower the context",
-                capacity.context
+                "one head's keys for {} pages of {PAGE} positions take {head} bytes, a binding holds {most}: lower \
+                 the context, or the number of sequences",
+                capacity.pages
             )));
         }
-        let cells = shape.kv_heads * capacity.sequences;
-        let buffers = || -> Result<Vec<Cells>> {
+        let buffers = || -> Result<Vec<Heads>> {
             let part = |first| {
-                let count = per_buffer.min(cells - first);
-                let k = gpu.storage("keys", (count * cell) as u64)?;
-                let v = gpu.storage("values", (count * cell) as u64)?;
-                Ok(Cells { k, v, first, count })
+                let count = per_buffer.min(shape.kv_heads - first);
+                let k = gpu.storage("keys", (count * head) as u64)?;
+                let v = gpu.storage("values", (count * head) as u64)?;
+                Ok(Heads { k, v, first, count })
             };
-            (0..cells).step_by(per_buffer).map(part).collect()
+            (0..shape.kv_heads).step_by(per_buffer).map(part).collect()
         };
         let layers = (0..shape.layers).map(|_| buffers()).collect::<Result<_>>()?;
         let state_bytes = state_stride(vocab) * 4;
         let state = gpu.storage("sequence states", (capacity.sequences * state_bytes) as u64)?;
-        let scratch = gpu.storage("scratch", cell.max(state_bytes) as u64)?;
+        let scratch = gpu.storage("scratch", (per_buffer.min(shape.kv_heads) * block) as u64)?;
         gpu.check()?;
         Ok(Self { shape, vocab, layers, state, capacity, scratch })
     }
@@ -65,117 +65,121 @@ impl Sequences {
         state_stride(self.vocab)
     }
 
-    /// Clears a sequence's state.
-    pub fn reset(&self, gpu: &Gpu, sequence: usize) {
-        let bytes = self.state_stride() * 4;
-        gpu.queue.write_buffer(&self.state, (sequence * bytes) as u64, &vec![0; bytes]);
+    /// Clears a sequence's state, but for the tokens that were seen.
+    pub fn reset(&self, gpu: &Gpu, sequence: usize, seen: &[u32]) {
+        let mut state = vec![0_u32; self.state_stride()];
+        for &token in seen {
+            state[1 + token as usize / 32] |= 1 << (token % 32);
+        }
+        let offset = (sequence * state.len() * 4) as u64;
+        gpu.queue.write_buffer(&self.state, offset, bytemuck::cast_slice(&state));
     }
 
     /// What shaders know of a buffer.
-    pub fn params(&self, cells: &Cells) -> params::Cache {
+    pub fn params(&self, heads: &Heads) -> params::Cache {
         params::Cache {
             kv_heads: self.shape.kv_heads as u32,
             head_dim: self.shape.head_dim as u32,
-            sequences: self.capacity.sequences as u32,
-            positions: self.capacity.context as u32,
-            first: cells.first as u32,
-            cells: cells.count as u32,
-            _pad: 0,
-            _pad2: 0,
+            first: heads.first as u32,
+            heads: heads.count as u32,
+            stride: pages_for(self.capacity.context) as u32,
+            _pad: [0; 3],
         }
     }
 
     pub fn kv_bytes(&self) -> u64 {
-        self.layers.iter().flatten().map(|cells| cells.k.size() + cells.v.size()).sum()
+        self.layers.iter().flatten().map(|heads| heads.k.size() + heads.v.size()).sum()
     }
 
-    fn stride(&self) -> usize {
-        self.shape.head_dim.next_multiple_of(4)
+    /// Copies a page, in all layers.
+    pub fn copy_page(&self, encoder: &mut wgpu::CommandEncoder, from: u32, to: u32) {
+        for heads in self.layers.iter().flatten() {
+            let bytes = (heads.count * block_bytes(&self.shape)) as u64;
+            let [from, to] = [from, to].map(|page| u64::from(page) * bytes);
+            for buffer in [&heads.k, &heads.v] {
+                encoder.copy_buffer_to_buffer(buffer, from, &self.scratch, 0, bytes);
+                encoder.copy_buffer_to_buffer(&self.scratch, 0, buffer, to, bytes);
+            }
+        }
     }
 
-    /// The buffers of a head's cell of a sequence, and the bytes of `positions` in them.
-    fn cell(
+    /// The buffers of a head of a layer, and where they have its block of a page.
+    fn block(&self, layer: usize, head: usize, page: u32) -> Result<(&Heads, usize)> {
+        let all = self.layers.get(layer).into_iter().flatten();
+        let heads = all.into_iter().find(|heads| (heads.first..heads.first + heads.count).contains(&head));
+        let heads = heads
+            .ok_or_else(|| Error::value("layer", format!("{layer}: the cache has {}", self.layers.len())))?;
+        let index = page as usize * heads.count + head - heads.first;
+        Ok((heads, index * block_bytes(&self.shape)))
+    }
+
+    /// For each page and head: buffers, where the block begins, and the first of its positions, of `positions` in all.
+    fn blocks(
         &self,
         layer: usize,
-        head: usize,
-        sequence: usize,
+        pages: &[u32],
         positions: usize,
-    ) -> Result<(&Cells, Range<u64>)> {
-        let index = head * self.capacity.sequences + sequence;
-        let cells = self.layers.get(layer).into_iter().flatten();
-        let cells = cells.into_iter().find(|cells| (cells.first..cells.first + cells.count).contains(&index));
-        let cells = cells
-            .ok_or_else(|| Error::value("layer", format!("{layer}: the cache has {}", self.layers.len())))?;
-        let start = (index - cells.first) * self.capacity.context * self.stride() * 4;
-        Ok((cells, start as u64..(start + positions * self.stride() * 4) as u64))
+    ) -> Result<Vec<(&Heads, usize, usize, usize)>> {
+        let mut blocks = Vec::new();
+        for (&page, first) in pages.iter().zip((0..positions).step_by(PAGE)) {
+            for head in 0..self.shape.kv_heads {
+                let (heads, at) = self.block(layer, head, page)?;
+                blocks.push((heads, at, head, first));
+            }
+        }
+        Ok(blocks)
     }
 
-    /// Copies the first `positions` of a sequence, in all layers, and its state.
-    pub fn copy(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        from: usize,
-        to: usize,
-        positions: usize,
-    ) -> Result<()> {
-        for layer in 0..self.shape.layers {
-            for head in 0..self.shape.kv_heads {
-                let (source, read) = self.cell(layer, head, from, positions)?;
-                let (target, written) = self.cell(layer, head, to, positions)?;
-                let bytes = read.end - read.start;
-                for (source, target) in [(&source.k, &target.k), (&source.v, &target.v)] {
-                    encoder.copy_buffer_to_buffer(source, read.start, &self.scratch, 0, bytes);
-                    encoder.copy_buffer_to_buffer(&self.scratch, 0, target, written.start, bytes);
+    /// K and V of the first positions of some pages of a layer, each \[positions, kv_heads × head_dim\].
+    pub fn export(&self, gpu: &Gpu, layer: usize, pages: &[u32], positions: usize) -> Result<[Vec<f32>; 2]> {
+        let blocks = self.blocks(layer, pages, positions)?;
+        let count = |first: usize| PAGE.min(positions - first);
+        let mut sources = Vec::new();
+        for &(heads, at, _, first) in &blocks {
+            for buffer in [&heads.k, &heads.v] {
+                for range in ranges(&self.shape, count(first)).into_iter().filter(|range| !range.is_empty()) {
+                    sources.push((buffer, (at + range.start) as u64, range.len() as u64));
                 }
             }
         }
-        let bytes = (self.state_stride() * 4) as u64;
-        encoder.copy_buffer_to_buffer(&self.state, from as u64 * bytes, &self.scratch, 0, bytes);
-        encoder.copy_buffer_to_buffer(&self.scratch, 0, &self.state, to as u64 * bytes, bytes);
-        Ok(())
-    }
-
-    /// K and V of a layer and sequence, each \[positions, kv_heads × head_dim\].
-    pub fn export(
-        &self,
-        gpu: &Gpu,
-        layer: usize,
-        sequence: usize,
-        positions: usize,
-    ) -> Result<[Vec<f32>; 2]> {
-        let heads = (0..self.shape.kv_heads).map(|head| self.cell(layer, head, sequence, positions));
-        let cells = heads.collect::<Result<Vec<_>>>()?;
-        let range = |buffer, bytes: &Range<u64>| (buffer, bytes.start, bytes.end - bytes.start);
-        let k = cells.iter().map(|(cells, bytes)| range(&cells.k, bytes));
-        let v = cells.iter().map(|(cells, bytes)| range(&cells.v, bytes));
-        let read = gpu.read(&k.chain(v).collect::<Vec<_>>())?;
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&read);
-        let (stride, dim, width) = (self.stride(), self.shape.head_dim, self.shape.width());
-        let side = |side: usize| {
-            let mut out = vec![0.0; positions * width];
-            for head in 0..self.shape.kv_heads {
-                for position in 0..positions {
-                    let from = ((side * self.shape.kv_heads + head) * positions + position) * stride;
-                    out[position * width + head * dim..][..dim].copy_from_slice(&values[from..][..dim]);
+        let read = gpu.read(&sources)?;
+        let (width, dim) = (self.shape.width(), self.shape.head_dim);
+        let (element, scale) = (elements_bytes(&self.shape), self.shape.store.scale_bytes());
+        let mut sides = [vec![0.0; positions * width], vec![0.0; positions * width]];
+        let mut rest = &read[..];
+        for (_, _, head, first) in blocks {
+            for side in &mut sides {
+                let (elements, after) = rest.split_at(count(first) * element);
+                let (scales, after) = after.split_at(count(first) * scale);
+                for index in 0..count(first) {
+                    let scale = &scales[index * scale..][..scale];
+                    let values = decode(&self.shape, &elements[index * element..][..element], scale);
+                    side[(first + index) * width + head * dim..][..dim].copy_from_slice(&values);
                 }
+                rest = after;
             }
-            out
-        };
-        Ok([side(0), side(1)])
+        }
+        Ok(sides)
     }
 
     /// Writes K and V as [`Self::export`] returns them.
-    pub fn import(&self, gpu: &Gpu, layer: usize, sequence: usize, kv: &[Vec<f32>; 2]) -> Result<()> {
-        let (stride, dim, width) = (self.stride(), self.shape.head_dim, self.shape.width());
+    pub fn import(&self, gpu: &Gpu, layer: usize, pages: &[u32], kv: &[Vec<f32>; 2]) -> Result<()> {
+        let (width, dim) = (self.shape.width(), self.shape.head_dim);
         let positions = kv[0].len() / width.max(1);
-        for head in 0..self.shape.kv_heads {
-            let (cells, bytes) = self.cell(layer, head, sequence, positions)?;
-            for (buffer, values) in [&cells.k, &cells.v].into_iter().zip(kv) {
-                let mut padded = vec![0.0f32; positions * stride];
-                for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
-                    to[..dim].copy_from_slice(&from[head * dim..][..dim]);
+        for (heads, at, head, first) in self.blocks(layer, pages, positions)? {
+            for (buffer, values) in [&heads.k, &heads.v].into_iter().zip(kv) {
+                let lines = values.chunks_exact(width).skip(first).take(PAGE);
+                let (mut elements, mut scales) = (Vec::new(), Vec::new());
+                for line in lines {
+                    let [own, scale] = encode(&self.shape, &line[head * dim..][..dim]);
+                    elements.extend(own);
+                    scales.extend(scale);
                 }
-                gpu.queue.write_buffer(buffer, bytes.start, bytemuck::cast_slice(&padded));
+                let [elements_at, scales_at] = ranges(&self.shape, PAGE).map(|range| (at + range.start) as u64);
+                gpu.queue.write_buffer(buffer, elements_at, &elements);
+                if !scales.is_empty() {
+                    gpu.queue.write_buffer(buffer, scales_at, &scales);
+                }
             }
         }
         gpu.check()

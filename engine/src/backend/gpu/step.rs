@@ -42,6 +42,7 @@ impl GpuBackend {
         let prepared = self.prepared(handle)?;
         let range = 0..prepared.plan.ops.len();
         prepared.limits.check(step)?;
+        self.tables.check_step(step)?;
         validate::doors(&prepared.plan, step, &Doors { range: range.clone(), ..Doors::default() })?;
         if self.in_flight.len() >= IN_FLIGHT {
             return Err(Error::value("step", format!("{IN_FLIGHT} steps are in flight: collect one first")));
@@ -62,6 +63,7 @@ impl GpuBackend {
         let results = Mapped::start(staging, bytes);
         let stamps = stamps_staging.map(Mapped::all);
         self.counters.steps += 1;
+        self.counters.rows += step.rows.len() as u64;
         self.counters.submits += 1;
         self.counters.passes += 1;
         self.counters.launches += launches;
@@ -101,6 +103,7 @@ impl GpuBackend {
     ) -> Result<HashMap<TensorId, Vec<f32>>> {
         let prepared = self.prepared(handle)?;
         prepared.limits.check(step)?;
+        self.tables.check_step(step)?;
         validate::doors(&prepared.plan, step, doors)?;
         self.gpu.check()?;
         if self.gpu.limits.guards {
@@ -151,16 +154,20 @@ impl GpuBackend {
         self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") })
     }
 
-    /// Writes header, rows and samples.
-    fn write_step(&self, step: &Step) {
+    /// Writes header, rows and samples, and the page tables if they changed.
+    fn write_step(&mut self, step: &Step) {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
         let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
-        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, 0];
+        let tables_at = self::bytes(self.capacity.rows, self.capacity.samples);
+        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, (tables_at / 16) as u32];
         bytes.extend_from_slice(bytemuck::cast_slice(&header));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
         self.gpu.queue.write_buffer(&self.step, 0, &bytes);
+        if std::mem::take(&mut self.tables_changed) {
+            self.gpu.queue.write_buffer(&self.step, tables_at, bytemuck::cast_slice(self.tables.all()));
+        }
     }
 
     /// Encodes ops as one pass; how many launches that were.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
+use wattle_engine::cache::PAGE;
 use wattle_engine::model::{Dtype, Model, Weights};
 use wattle_engine::{AdapterId, Control, Engine, EngineOptions, Lora, Request};
 use wattle_policy::{CostSource, OpCost, StepShape};
@@ -124,6 +125,7 @@ struct Bench<'a> {
     engine: Engine,
     weights: Weights,
     adapters: Vec<AdapterId>,
+    random: Random,
 }
 
 impl<'a> Bench<'a> {
@@ -146,7 +148,8 @@ impl<'a> Bench<'a> {
         let sequences = args.paths.iter().max().map_or(1, |&paths| paths as usize);
         let options = EngineOptions { sequences, context: longest, ..options };
         let weights = model.weights.clone();
-        Ok(Self { args, common, engine: Engine::from_model(model, options)?, weights, adapters: Vec::new() })
+        let engine = Engine::from_model(model, options)?;
+        Ok(Self { args, common, engine, weights, adapters: Vec::new(), random: Random(1) })
     }
 
     /// Measures one line.
@@ -194,15 +197,16 @@ impl<'a> Bench<'a> {
         Ok(adapter.map_or(Lora::BASE, |&id| Lora { layers, ..Lora::new(id) }))
     }
 
-    /// Tokens that mean nothing.
-    fn ids(&self, count: usize) -> Vec<u32> {
-        let (mut random, vocab) = (Random(1), self.engine.spec().vocab as u64);
-        (0..count).map(|_| (random.next() % vocab) as u32).collect()
+    /// Tokens that mean nothing, and others each time: a prompt must be run, not found in the cache.
+    fn ids(&mut self, count: usize) -> Vec<u32> {
+        let vocab = self.engine.spec().vocab as u64;
+        (0..count).map(|_| (self.random.next() % vocab) as u32).collect()
     }
 
     /// Prompt tokens per second, until the first new token.
     fn prompt_rate(&mut self, adapters: u32) -> Result<f64> {
-        let request = Request::new(self.ids(self.args.prompt), 1).with_lora(self.lora(adapters, 0)?);
+        let lora = self.lora(adapters, 0)?;
+        let request = Request::new(self.ids(self.args.prompt), 1).with_lora(lora);
         Ok(self.engine.generate(&request)?.report.prompt_rate())
     }
 
@@ -228,7 +232,8 @@ impl<'a> Bench<'a> {
             return Ok(None);
         }
         let middle = (self.args.depth + self.args.new / 2) as u32;
-        let mut shape = StepShape::decode(paths, middle);
+        let shared = self.args.depth / PAGE * PAGE;
+        let mut shape = StepShape::decode(paths, middle).with_shared_prefix(shared as u32);
         for (row, path) in shape.rows.iter_mut().zip(0..) {
             let lora = self.lora(adapters, path)?;
             (row.slot, row.lora) = (path.checked_rem(adapters), lora.layers.0);

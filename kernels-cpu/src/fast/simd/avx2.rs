@@ -106,6 +106,16 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, values: &[i8; LANES]) -> Self::Vector {
+        let p = values.as_ptr();
+        // SAFETY: `self` proves AVX2; both unaligned halves lie in the 16 bytes.
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            self.floats([low, high])
+        }
+    }
+    #[inline(always)]
     fn nibbles(self, words: &Words, shift: u32) -> Self::Vector {
         self.floats(nibbles(words, shift))
     }

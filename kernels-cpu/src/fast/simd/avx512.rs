@@ -92,6 +92,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(values.as_ptr().cast()))) }
     }
     #[inline(always)]
+    fn load_i8(self, values: &[i8; LANES]) -> Self::Vector {
+        // SAFETY: `self` proves AVX-512F; the 16 bytes are one unaligned vector.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(values.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn nibbles(self, words: &Words, shift: u32) -> Self::Vector {
         // SAFETY: `self` proves AVX-512F.
         unsafe { _mm512_cvtepi32_ps(nibbles(words, shift)) }

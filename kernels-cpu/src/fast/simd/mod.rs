@@ -45,6 +45,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn floats(self, ints: Self::Ints) -> Self::Vector;
     /// Unsigned bytes.
     fn load_u8(self, values: &[u8; LANES]) -> Self::Vector;
+    /// Signed bytes.
+    fn load_i8(self, values: &[i8; LANES]) -> Self::Vector;
     /// The four bits from `shift` on of each little-endian word of codes.
     fn nibbles(self, words: &Words, shift: u32) -> Self::Vector;
     /// The signed byte from bit `shift` on of each word.
@@ -88,6 +90,13 @@ impl Element for u8 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
         simd.load_u8(values)
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
+        simd.load_i8(values)
     }
 }
 
@@ -217,6 +226,7 @@ mod tests {
                 simd.load(&numbers),
                 simd.load_f16(&numbers.map(f16::from_f32)),
                 simd.load_bf16(&numbers.map(bf16::from_f32)),
+                simd.fma(simd.load_i8(&numbers.map(|x| (2.0 * x) as i8)), simd.splat(0.5), simd.zero()),
             ] {
                 assert_eq!(simd.sum(simd.fma(vector, ones, ones)), 120.0 - 16.0 * 2.5);
                 let mut stored = [0.0; LANES];

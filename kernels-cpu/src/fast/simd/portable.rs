@@ -87,6 +87,10 @@ impl Simd for Portable {
         values.map(f32::from)
     }
     #[inline(always)]
+    fn load_i8(self, values: &[i8; LANES]) -> Self::Vector {
+        values.map(f32::from)
+    }
+    #[inline(always)]
     fn nibbles(self, words: &Words, shift: u32) -> Self::Vector {
         lanes(words).map(|word| (word >> shift & 15) as f32)
     }

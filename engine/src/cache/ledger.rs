@@ -1,0 +1,156 @@
+//! Keeps the accounts while steps run: before a step its rows get pages, afterwards drawn tokens become known.
+
+use std::collections::{BTreeMap, HashMap};
+
+use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sampled};
+
+use super::{Adapted, Digest, Origin, PageStats, Pages, Room};
+use crate::adapter::Factors;
+use crate::backend::{Backend, Step, Ticket};
+use crate::error::Result;
+
+/// Where a step drew a token: sequence, its life, position.
+type Draw = (u32, u64, usize);
+
+/// The accounts of one backend.
+pub(crate) struct Ledger {
+    pages: Pages,
+    /// Content of each adapter slot, and the layers that it has factors in.
+    slots: HashMap<u32, (Digest, LayerMask)>,
+    /// How often each sequence was begun: what an earlier life drew must not be taken for a later one's.
+    lives: BTreeMap<u32, u64>,
+    /// By ticket.
+    draws: HashMap<u64, Vec<Draw>>,
+}
+
+impl Ledger {
+    /// With so many free pages; `share`: they are found by content.
+    pub fn new(pages: usize, share: bool) -> Self {
+        let pages = Pages::new(pages, share);
+        Self { pages, slots: HashMap::new(), lives: BTreeMap::new(), draws: HashMap::new() }
+    }
+
+    /// Notes what is in an adapter slot.
+    pub fn set_slot(&mut self, slot: usize, factors: Option<&Factors>) {
+        match factors {
+            Some(factors) => self.slots.insert(slot as u32, (factors.digest(), factors.layers())),
+            None => self.slots.remove(&(slot as u32)),
+        };
+    }
+
+    /// Begins a sequence with what it finds of its prompt, whose rows are given: how many positions that is. `None`
+    /// when there is no room now. See [`Pages::start`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn start(
+        &mut self,
+        backend: &mut dyn Backend,
+        sequence: u32,
+        prompt: impl IntoIterator<Item = Row>,
+        room: Room,
+    ) -> Result<Option<usize>> {
+        *self.lives.entry(sequence).or_default() += 1;
+        let prompt: Vec<_> = prompt.into_iter().map(|row| (row.token, self.origin(&row))).collect();
+        let found = self.pages.start(sequence, prompt.iter().copied(), room);
+        if let Some(found) = found {
+            let seen: Vec<u32> = prompt[..found].iter().map(|(token, _)| *token).collect();
+            backend.reset_sequence(sequence, &seen)?;
+            self.tell(backend, sequence)?;
+        }
+        Ok(found)
+    }
+
+    /// Begins a sequence as another is that has drawn nothing yet. Whether there was room.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn fork(&mut self, backend: &mut dyn Backend, from: u32, to: u32, room: Room) -> Result<bool> {
+        *self.lives.entry(to).or_default() += 1;
+        let forked = self.pages.fork(from, to, room);
+        if forked {
+            backend.reset_sequence(to, &self.pages.tokens(to))?;
+            self.tell(backend, to)?;
+        }
+        Ok(forked)
+    }
+
+    /// Ends a sequence. Steps that are under way may still write its pages: whoever gets these does so later.
+    pub fn release(&mut self, sequence: u32) {
+        *self.lives.entry(sequence).or_default() += 1;
+        self.pages.release(sequence);
+    }
+
+    /// Ends all sequences and forgets all content: after a step that failed nobody knows what pages hold.
+    pub fn forget(&mut self) {
+        self.lives.values_mut().for_each(|life| *life += 1);
+        self.draws.clear();
+        self.pages = Pages::new(self.pages.stats().pages, self.pages.shares());
+    }
+
+    /// Gives the rows of a step their pages. Call right before the step is submitted or run.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] when a row's sequence was not begun, or has no room; those of the backend.
+    pub fn prepare(&mut self, backend: &mut dyn Backend, step: &Step) -> Result<()> {
+        for row in &step.rows {
+            let token = (row.flags & FROM_STATE == 0).then_some(row.token);
+            let origin = self.origin(row);
+            if let Some(copy) = self.pages.write(row.sequence, row.position as usize, token, origin)? {
+                backend.copy_page(copy.from, copy.to)?;
+            }
+        }
+        step.rows.iter().try_for_each(|row| self.tell(backend, row.sequence))
+    }
+
+    /// Notes where a submitted step draws.
+    pub fn submitted(&mut self, ticket: &Ticket, step: &Step) {
+        let draw = |sample: &wattle_shaders::Sample| {
+            let life = self.lives.get(&sample.sequence).copied().unwrap_or(0);
+            (sample.sequence, life, sample.position as usize)
+        };
+        self.draws.insert(ticket.0, step.samples.iter().map(draw).collect());
+    }
+
+    /// Learns what a step drew.
+    pub fn collected(&mut self, ticket: u64, sampled: &[Sampled]) {
+        for ((sequence, life, position), sampled) in self.draws.remove(&ticket).into_iter().flatten().zip(sampled) {
+            if self.lives.get(&sequence) == Some(&life) {
+                self.pages.learn(sequence, position, sampled.token);
+            }
+        }
+    }
+
+    /// Whether pages are found by content.
+    pub fn shares(&self) -> bool {
+        self.pages.shares()
+    }
+
+    /// What the pages are doing.
+    pub fn stats(&self) -> PageStats {
+        self.pages.stats()
+    }
+
+    /// The pages of a sequence.
+    pub fn table(&self, sequence: u32) -> &[u32] {
+        self.pages.table(sequence)
+    }
+
+    fn tell(&mut self, backend: &mut dyn Backend, sequence: u32) -> Result<()> {
+        match self.pages.changed_table(sequence) {
+            Some(table) => backend.set_pages(sequence, table),
+            None => Ok(()),
+        }
+    }
+
+    /// What a row writes its keys and values with.
+    fn origin(&self, row: &Row) -> Origin {
+        let mask = LayerMask::from_words(row.lora);
+        let source = self.slots.get(&row.slot).filter(|_| row.slot != NO_INDEX);
+        let lora = source.and_then(|&(adapter, layers)| {
+            let mask = LayerMask(mask.0 & layers.0);
+            (mask != LayerMask::NONE).then_some(Adapted { adapter, gate: None, mask })
+        });
+        Origin { generated: row.flags & GENERATED != 0, long_rope: row.flags & LONG_ROPE != 0, lora }
+    }
+}

@@ -1,0 +1,172 @@
+//! Sums of values, each times its weight.
+
+use std::ops::Range;
+
+use wattle_shaders::PAGE;
+
+use super::super::simd::{Element, LANES, Simd};
+use super::{Group, Query, Scores, Segment, tiles};
+
+impl<E: Element> Group<'_, E> {
+    /// Adds the values of a segment's pages: page by page, as keys are read.
+    #[inline(always)]
+    pub(super) fn values<S: Simd>(&mut self, simd: S, segment: &Segment, scores: &mut Scores) {
+        // As many queries at once as there are registers for.
+        let most = if S::WIDE { 4 } else { 2 };
+        let tiles: Vec<_> = segment.parts.iter().flat_map(|part| tiles(part.clone(), most)).collect();
+        for page in segment.pages.clone() {
+            for tile in &tiles {
+                let queries = &mut self.queries[tile.clone()];
+                let layout = &self.stored.layout;
+                let block = queries[0].table[page] as usize * layout.kv_heads + self.head;
+                if let Some(scales) = self.stored.scales(1, block) {
+                    scale(scores, tile.start, queries, page, scales);
+                }
+                let v = self.stored.block(self.stored.v, block);
+                let sums = Sums { scores, first: tile.start, v, head_dim: layout.head_dim, start: page * PAGE };
+                match tile.len() {
+                    4 => sums.add::<S, 4>(simd, queries),
+                    2 => sums.add::<S, 2>(simd, queries),
+                    _ => sums.add::<S, 1>(simd, queries),
+                }
+            }
+        }
+    }
+}
+
+/// Multiplies the weights of a page's positions by the scales of their values.
+fn scale(scores: &mut Scores, first: usize, queries: &[Query], page: usize, scales: &[f32; PAGE]) {
+    for (n, query) in queries.iter().enumerate() {
+        let seen = inside(&query.span, page * PAGE);
+        let from = seen.start - page * PAGE;
+        let weights = scores.of(first + n, &seen);
+        weights.iter_mut().zip(&scales[from..]).for_each(|(weight, scale)| *weight *= scale);
+    }
+}
+
+/// The positions of a span in the page that begins at `start`.
+fn inside(span: &Range<usize>, start: usize) -> Range<usize> {
+    let end = span.end.clamp(start, start + PAGE);
+    span.start.clamp(start, end)..end
+}
+
+/// The values of a page.
+struct Sums<'a, E> {
+    scores: &'a Scores,
+    /// Index of the first query in the scores.
+    first: usize,
+    /// \[64, head_dim\].
+    v: &'a [E],
+    head_dim: usize,
+    /// The page's first position.
+    start: usize,
+}
+
+impl<E: Element> Sums<'_, E> {
+    /// Adds what N queries see: together where all do, so that values are loaded once for them. What a query does not
+    /// see must not even be added times zero: it may be NaN.
+    #[inline(always)]
+    fn add<S: Simd, const N: usize>(&self, simd: S, queries: &mut [Query]) {
+        let mut all = self.start..self.start + PAGE;
+        for query in &*queries {
+            let seen = inside(&query.span, self.start);
+            all = all.start.max(seen.start)..all.end.min(seen.end);
+        }
+        all.end = all.end.max(all.start);
+        for n in 0..N {
+            let seen = inside(&queries[n].span, self.start);
+            self.range::<S, 1>(simd, n, &mut queries[n..=n], seen.start..all.start.min(seen.end));
+        }
+        self.range::<S, N>(simd, 0, queries, all.clone());
+        for n in 0..N {
+            let seen = inside(&queries[n].span, self.start);
+            self.range::<S, 1>(simd, n, &mut queries[n..=n], all.end.max(seen.start)..seen.end);
+        }
+    }
+
+    /// Adds a range of positions for N queries, the n-th and those after it.
+    #[inline(always)]
+    fn range<S: Simd, const N: usize>(&self, simd: S, n: usize, queries: &mut [Query], range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        let mut weights: [&[f32]; N] = [&[]; N];
+        for (index, weights) in weights.iter_mut().enumerate() {
+            let at = self.scores.at(self.first + n + index, range.start);
+            *weights = &self.scores.values[at..][..range.len()];
+        }
+        let v = &self.v[(range.start - self.start) * self.head_dim..(range.end - self.start) * self.head_dim];
+        let mut done = 0;
+        while done < self.head_dim {
+            done += match (self.head_dim - done) / LANES {
+                0 => self.rest(simd, weights, &v[done..], queries, done),
+                1 => self.vectors::<S, N, 1>(simd, weights, &v[done..], queries, done),
+                2 | 3 => self.vectors::<S, N, 2>(simd, weights, &v[done..], queries, done),
+                _ if S::WIDE => self.vectors::<S, N, 4>(simd, weights, &v[done..], queries, done),
+                _ => self.vectors::<S, N, 2>(simd, weights, &v[done..], queries, done),
+            };
+        }
+    }
+
+    /// V vectors of each query, from element `done` on, where `v` begins; returns how many elements that is.
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize, const V: usize>(
+        &self,
+        simd: S,
+        weights: [&[f32]; N],
+        v: &[E],
+        queries: &mut [Query],
+        done: usize,
+    ) -> usize {
+        let mut sums = [[simd.zero(); V]; N];
+        for (sums, query) in sums.iter_mut().zip(&*queries) {
+            for (sum, y) in sums.iter_mut().zip(query.y[done..].as_chunks().0) {
+                *sum = simd.load(y);
+            }
+        }
+        for position in 0..weights[0].len() {
+            let chunks = &v[position * self.head_dim..][..V * LANES].as_chunks::<LANES>().0;
+            let mut values = [simd.zero(); V];
+            for i in 0..V {
+                values[i] = E::load(simd, &chunks[i]);
+            }
+            for n in 0..N {
+                let weight = simd.splat(weights[n][position]);
+                for i in 0..V {
+                    sums[n][i] = simd.fma(weight, values[i], sums[n][i]);
+                }
+            }
+        }
+        for (sums, query) in sums.into_iter().zip(queries) {
+            for (sum, y) in sums.into_iter().zip(query.y[done..].as_chunks_mut().0) {
+                simd.store(sum, y);
+            }
+        }
+        V * LANES
+    }
+
+    /// Fewer elements than a vector has: the last of a head.
+    #[inline(always)]
+    fn rest<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        weights: [&[f32]; N],
+        v: &[E],
+        queries: &mut [Query],
+        done: usize,
+    ) -> usize {
+        let last = self.head_dim - done;
+        let mut values = [E::default(); LANES];
+        let mut floats = [0.0; LANES];
+        for position in 0..weights[0].len() {
+            values[..last].copy_from_slice(&v[position * self.head_dim..][..last]);
+            simd.store(E::load(simd, &values), &mut floats);
+            for (weights, query) in weights.iter().zip(&mut *queries) {
+                for (y, v) in query.y[done..].iter_mut().zip(&floats) {
+                    *y = simd.mul_add(weights[position], *v, *y);
+                }
+            }
+        }
+        last
+    }
+}
