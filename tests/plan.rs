@@ -12,8 +12,8 @@ use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
 use wattle_engine::model::{Model, Quant};
 use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
-use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Precision, Row, Sample};
-use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
+use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, KvType, LayerMask, Precision, Row, Sample};
+use wattle_policy::{CostSource, OpCost, Prefix, RowShape, StepShape};
 
 const FUSE: FuseOptions = FuseOptions::CPU;
 const GPU: FuseOptions = FuseOptions::gpu(1 << 20);
@@ -281,7 +281,11 @@ fn shape(step: &Step, rank: u32) -> StepShape {
         slot: (row.slot != wattle_engine::NO_INDEX).then_some(row.slot),
         lora: LayerMask::from_words(row.lora).0,
     };
-    StepShape { rows: step.rows.iter().enumerate().map(row).collect(), ranks: vec![rank], ..StepShape::default() }
+    StepShape {
+        rows: step.rows.iter().enumerate().map(row).collect(),
+        ranks: vec![rank],
+        ..StepShape::default()
+    }
 }
 
 #[test]
@@ -330,6 +334,42 @@ fn costs_are_what_counting_views_of_the_twins_count() {
                 let cost = plan.cost(index, &shape);
                 let bytes = OpCost { flops: 0, lora_flops: 0, launches: 0, ..cost };
                 assert_eq!(bytes, counted, "{name} {quant:?}: {}", plan.ops[index].name);
+            }
+        }
+    }
+}
+
+/// As what keys and values are stored as, with a page that two sequences share.
+#[test]
+fn shared_positions_cost_their_bytes_once() {
+    let model = load("llama");
+    for store in [KvType::F32, KvType::F16, KvType::Q8] {
+        let plain = plan::build(&model.spec, &model.weights, LoraCapacity::default()).with_kv(store);
+        let plan = Arc::new(plan::fuse(&plain, FUSE));
+        let mut backend = CpuBackend::new(CpuOptions {
+            mode: Mode::Plain,
+            precision: Precision::Exact,
+            threads: Some(1),
+            limits: Limits::default(),
+            capacity: CAPACITY,
+        })
+        .expect("a backend");
+        let handle = backend.prepare(&plan).expect("the plan fits");
+        backend.set_pages(1, &[0]).expect("a table");
+        let rows =
+            [(0, 7), (0, 8), (1, 9), (0, 10), (1, 11)].map(|(sequence, p)| Row::prompt(p, p, sequence));
+        let step = Step { rows: rows.into(), samples: Vec::new() };
+        let counted = backend.count(handle, &step, &Doors { range: 0..plan.ops.len(), ..Doors::default() });
+        let apart = shape(&step, 0);
+        let shared = StepShape { prefixes: [(1, Prefix { of: 0, positions: 32 })].into(), ..apart.clone() };
+        for (index, counted) in counted.expect("it runs").into_iter().enumerate() {
+            let cost = plan.cost(index, &shared);
+            let bytes = OpCost { flops: 0, lora_flops: 0, launches: 0, ..cost };
+            assert_eq!(bytes, counted, "{store:?}: {}", plan.ops[index].name);
+            if plan.ops[index].kind.kernel() == "attend" {
+                let position = 2 * plan.kv.position_bytes() as u64;
+                assert_eq!(cost.kv_read_bytes, 12 * position);
+                assert_eq!(plan.cost(index, &apart).kv_read_bytes, (11 + 12) * position);
             }
         }
     }

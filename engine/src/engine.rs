@@ -225,7 +225,7 @@ impl Engine {
             return Err(no_room(ids.len(), self.runtime.pages().pages));
         }
         let logits = self.all_logits(ids, &lora);
-        self.runtime.release(0);
+        self.runtime.release(0)?;
         logits
     }
 

@@ -11,7 +11,7 @@ use crate::cache::{Ledger, PAGE, PageStats, Room, pages_for};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::options::{BackendChoice, EngineOptions, PlanKind};
-use crate::plan::{self, Extent, FuseOptions, LoraCapacity, Plan, TensorId};
+use crate::plan::{self, Extent, FuseOptions, KvShape, LoraCapacity, Plan, TensorId};
 
 /// What the requests at hand need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Runtime {
         };
         let base = prepare(base_plan)?;
         let adapted = if needs.lora.slots > 0 { Some(prepare(adapted_plan)?) } else { None };
-        let ledger = Ledger::new(capacity.pages, options.share_prefixes);
+        let ledger = Ledger::new(&mut *backend, &capacity, options.share_prefixes)?;
         let mut runtime = Self { backend, capacity, needs, base, adapted, ledger };
         for (slot, factors) in slots.iter().enumerate() {
             runtime.set_slot(slot, factors.clone())?;
@@ -103,14 +103,14 @@ impl Runtime {
         self.ledger.start(&mut *self.backend, sequence, prompt, room)
     }
 
-    /// Begins a sequence as another is: see [`Ledger::fork`].
-    pub fn fork(&mut self, from: u32, to: u32, room: Room) -> Result<bool> {
-        self.ledger.fork(&mut *self.backend, from, to, room)
+    /// Gives a sequence what another has: see [`Ledger::fork`].
+    pub fn fork(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
+        self.ledger.fork(&mut *self.backend, from, to, positions)
     }
 
     /// Ends a sequence.
-    pub fn release(&mut self, sequence: u32) {
-        self.ledger.release(sequence);
+    pub fn release(&mut self, sequence: u32) -> Result<()> {
+        self.ledger.release(&mut *self.backend, sequence)
     }
 
     /// Whether sequences share pages.
@@ -121,11 +121,6 @@ impl Runtime {
     /// What the pages of the KV cache are doing.
     pub fn pages(&self) -> PageStats {
         self.ledger.stats()
-    }
-
-    /// The pages of a sequence.
-    pub fn table(&self, sequence: u32) -> &[u32] {
-        self.ledger.table(sequence)
     }
 
     /// Whether requests with these needs can run without rebuilding.
@@ -161,7 +156,8 @@ impl Runtime {
     pub fn submit(&mut self, step: &Step) -> Result<Ticket> {
         let handle = self.choose(step).handle;
         let ledger = &mut self.ledger;
-        let ticket = ledger.prepare(&mut *self.backend, step).and_then(|()| self.backend.submit(handle, step));
+        let ticket =
+            ledger.prepare(&mut *self.backend, step).and_then(|()| self.backend.submit(handle, step));
         match &ticket {
             Ok(ticket) => ledger.submitted(ticket, step),
             Err(_) => ledger.forget(),
@@ -245,7 +241,7 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
     let rows = fitting(options.rows.max(1), widest(Extent::Rows))?;
     let samples = fitting(rows.min(options.sequences.max(32)), widest(Extent::Samples))?;
     let sequences = options.sequences.clamp(1, samples.min(rows));
-    let page_bytes = (2 * plan.kv.layers * PAGE * plan.kv.position_bytes()) as u64;
+    let page_bytes = page_bytes(&plan.kv);
     let pages = match options.kv_bytes {
         Some(bytes) => usize::try_from(bytes / page_bytes.max(1)).unwrap_or(usize::MAX),
         None => sequences.saturating_mul(pages_for(context)),
@@ -255,4 +251,10 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
         return Err(Error::value("kv_bytes", reason));
     }
     Ok(Capacity { sequences, context, pages, rows, samples })
+}
+
+/// Bytes of a page of keys and values, all layers of it: devices pad heads to whole vec4s.
+fn page_bytes(kv: &KvShape) -> u64 {
+    let padded = KvShape { head_dim: kv.head_dim.next_multiple_of(4), ..*kv };
+    (2 * kv.layers * PAGE * padded.position_bytes()) as u64
 }

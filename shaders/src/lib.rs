@@ -10,7 +10,8 @@ mod step;
 
 pub use kernel::{KERNELS, Kernel, WeightType};
 pub use step::{
-    FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, PAGE, Row, Sample, Sampled,
+    FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, PAGE, Row, Sample,
+    Sampled,
 };
 
 /// Calls `$with!` once with the names of all kernels, separated by commas.

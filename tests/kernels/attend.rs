@@ -42,7 +42,12 @@ pub fn cases() -> Vec<Case> {
         sharing("all share a page", shape(6, 2, 10), &[(0, 70), (1, 139), (2, 64)], None),
         sharing("two share two pages", shape(14, 2, 64), &[(0, 130), (1, 128)], None),
         sharing("within the shared pages", shape(7, 7, 10), &[(0, 63), (1, 127), (2, 9)], None),
-        sharing("chunks behind a shared page", shape(5, 1, 16), &[(0, 66), (0, 67), (1, 64), (1, 65), (2, 80)], None),
+        sharing(
+            "chunks behind a shared page",
+            shape(5, 1, 16),
+            &[(0, 66), (0, 67), (1, 64), (1, 65), (2, 80)],
+            None,
+        ),
         sharing("a window over a shared border", shape(4, 2, 10), &[(0, 66), (1, 70), (2, 100)], Some(30)),
     ];
     for (name, store) in [("halves", KvType::F16), ("codes", KvType::Q8)] {
@@ -55,26 +60,19 @@ pub fn cases() -> Vec<Case> {
 
 /// Sequences 0 and 1 have two pages in common, sequence 2 the first of them.
 fn sharing(name: &str, shape: KvShape, rows: &[(u32, u32)], window: Option<u32>) -> Case {
-    let mut case = case(name, shape, rows, window);
-    let tables = vec![vec![7, 2, 4], vec![7, 2, 0], vec![7, 5, 3]];
-    let mut kv = std::mem::take(&mut case.kv);
-    for sequence in [1, 2] {
-        // A position that some sequence shows must be the same in all that have it.
-        let len = [2, 2, 1][sequence] * PAGE * shape.width();
+    let case = case(name, shape, rows, window);
+    let random = &mut Random(3);
+    let everybody: Vec<(u32, u32)> = rows.iter().map(|&(_, position)| (0, position)).collect();
+    let mut kv: Vec<_> = (0..3).map(|_| cache(shape, &everybody, window, 0, random)).collect();
+    for (sequence, pages) in [(1, 2), (2, 1)] {
+        let shared = pages * PAGE * shape.width();
         let (first, others) = kv.split_at_mut(sequence);
-        for (side, other) in first[0].2.iter_mut().zip(&mut others[0].2) {
-            for (one, other) in side[..len].iter_mut().zip(&mut other[..len]) {
-                *one = if one.is_nan() { *other } else { *one };
-                *other = *one;
-            }
+        for (from, to) in first[0].iter().zip(&mut others[0]) {
+            to[..shared].copy_from_slice(&from[..shared]);
         }
     }
-    // What sequence 2 showed alone goes to sequence 1, too.
-    let (first, others) = kv.split_at_mut(1);
-    for (from, to) in first[0].2.iter().zip(&mut others[0].2) {
-        to[..PAGE * shape.width()].copy_from_slice(&from[..PAGE * shape.width()]);
-    }
-    Case { kv, tables: Some(tables), ..case }
+    let kv = kv.into_iter().zip(0..).map(|(kv, sequence)| (1, sequence, kv)).collect();
+    Case { kv, tables: Some(vec![vec![7, 2, 4], vec![7, 2, 0], vec![7, 5, 3]]), ..case }
 }
 
 /// With A y of the projection behind it, a partial sum per head.

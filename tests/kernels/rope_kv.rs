@@ -65,5 +65,10 @@ fn case(shape: KvShape, rotary_dim: usize, n: usize, norms: bool, lora: bool) ->
         import.push((TensorId(1), t_values(&site, &factors, &rows, random)));
     }
     let case = Case::new(name, plan, step(rows, 0, 1), import);
-    Case { kv: filled(shape, 16, random), slots: factors, tolerance: TOLERANCE.max(rounding(shape.store)), ..case }
+    Case {
+        kv: filled(shape, 16, random),
+        slots: factors,
+        tolerance: TOLERANCE.max(rounding(shape.store)),
+        ..case
+    }
 }

@@ -6,8 +6,8 @@ use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row,
 
 use super::{Adapted, Digest, Origin, PageStats, Pages, Room};
 use crate::adapter::Factors;
-use crate::backend::{Backend, Step, Ticket};
-use crate::error::Result;
+use crate::backend::{Backend, Capacity, Step, Ticket};
+use crate::error::{Error, Result};
 
 /// Where a step drew a token: sequence, its life, position.
 type Draw = (u32, u64, usize);
@@ -24,10 +24,15 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// With so many free pages; `share`: they are found by content.
-    pub fn new(pages: usize, share: bool) -> Self {
-        let pages = Pages::new(pages, share);
-        Self { pages, slots: HashMap::new(), lives: BTreeMap::new(), draws: HashMap::new() }
+    /// Of a new backend, all whose pages are free; `share`: they are found by content.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn new(backend: &mut dyn Backend, capacity: &Capacity, share: bool) -> Result<Self> {
+        let pages = Pages::new(capacity.pages, share);
+        let mut ledger = Self { pages, slots: HashMap::new(), lives: BTreeMap::new(), draws: HashMap::new() };
+        (0..capacity.sequences as u32).try_for_each(|sequence| ledger.release(backend, sequence))?;
+        Ok(ledger)
     }
 
     /// Notes what is in an adapter slot.
@@ -61,24 +66,29 @@ impl Ledger {
         Ok(found)
     }
 
-    /// Begins a sequence as another is that has drawn nothing yet. Whether there was room.
+    /// Gives a sequence, which was begun and has run nothing, all that another has, which has drawn nothing: its first
+    /// `positions`, by reference, and its state.
     ///
     /// # Errors
-    /// Those of the backend.
-    pub fn fork(&mut self, backend: &mut dyn Backend, from: u32, to: u32, room: Room) -> Result<bool> {
+    /// [`Error::Value`] when the two are not so; those of the backend.
+    pub fn fork(&mut self, backend: &mut dyn Backend, from: u32, to: u32, positions: usize) -> Result<()> {
         *self.lives.entry(to).or_default() += 1;
-        let forked = self.pages.fork(from, to, room);
-        if forked {
-            backend.reset_sequence(to, &self.pages.tokens(to))?;
-            self.tell(backend, to)?;
+        if self.pages.len(from) != positions || !self.pages.fork(from, to) {
+            return Err(Error::value("sequence", format!("{to} cannot have what {from} has")));
         }
-        Ok(forked)
+        backend.reset_sequence(to, &self.pages.tokens(to))?;
+        self.tell(backend, to)
     }
 
     /// Ends a sequence. Steps that are under way may still write its pages: whoever gets these does so later.
-    pub fn release(&mut self, sequence: u32) {
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn release(&mut self, backend: &mut dyn Backend, sequence: u32) -> Result<()> {
         *self.lives.entry(sequence).or_default() += 1;
         self.pages.release(sequence);
+        // Rows that are run past the accounts are refused, instead of writing to pages of others.
+        backend.set_pages(sequence, &[])
     }
 
     /// Ends all sequences and forgets all content: after a step that failed nobody knows what pages hold.
@@ -114,7 +124,9 @@ impl Ledger {
 
     /// Learns what a step drew.
     pub fn collected(&mut self, ticket: u64, sampled: &[Sampled]) {
-        for ((sequence, life, position), sampled) in self.draws.remove(&ticket).into_iter().flatten().zip(sampled) {
+        for ((sequence, life, position), sampled) in
+            self.draws.remove(&ticket).into_iter().flatten().zip(sampled)
+        {
             if self.lives.get(&sequence) == Some(&life) {
                 self.pages.learn(sequence, position, sampled.token);
             }
@@ -129,11 +141,6 @@ impl Ledger {
     /// What the pages are doing.
     pub fn stats(&self) -> PageStats {
         self.pages.stats()
-    }
-
-    /// The pages of a sequence.
-    pub fn table(&self, sequence: u32) -> &[u32] {
-        self.pages.table(sequence)
     }
 
     fn tell(&mut self, backend: &mut dyn Backend, sequence: u32) -> Result<()> {

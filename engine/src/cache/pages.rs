@@ -25,6 +25,8 @@ pub struct PageStats {
     pub pages: usize,
     /// Pages that some table has.
     pub used: usize,
+    /// The most pages that tables had at a time.
+    pub most_used: usize,
     /// Pages that no table has, kept for their content.
     pub cached: usize,
     /// Positions that sequences found instead of computing them.
@@ -59,14 +61,6 @@ struct Sequence {
     room: Room,
     /// Whether the backend must be told the table.
     changed: bool,
-}
-
-impl Sequence {
-    /// Pages that it may yet take.
-    fn wanted(&self) -> usize {
-        let all = pages_for(self.room.positions);
-        if self.room.anew { all } else { all.saturating_sub(self.table.len()) }
-    }
 }
 
 /// The pages of one backend.
@@ -129,8 +123,12 @@ impl<S: BuildHasher + Default> Pages<S> {
         Some(found)
     }
 
-    /// Begins a sequence with all that another has: its pages by reference. Whether there is room for that.
-    pub fn fork(&mut self, from: u32, to: u32, room: Room) -> bool {
+    /// Gives a sequence, which was begun, all that another has: its pages by reference. Whether there is room for that:
+    /// always, if it has not written anything yet. Without room it has ended.
+    pub fn fork(&mut self, from: u32, to: u32) -> bool {
+        let Some(room) = self.sequences.get(&to).map(|own| own.room).filter(|_| from != to) else {
+            return false;
+        };
         self.release(to);
         let Some(source) = self.sequences.get(&from) else { return false };
         let (table, nodes) = (source.table.clone(), source.nodes.clone());
@@ -259,9 +257,11 @@ impl<S: BuildHasher + Default> Pages<S> {
 
     /// What the pages are doing.
     pub fn stats(&self) -> PageStats {
-        let cached = self.index.idle();
-        let used = self.refs.len() - self.free.len() - cached;
-        PageStats { used, cached, ..self.stats }
+        PageStats { used: self.used(), cached: self.index.idle(), ..self.stats }
+    }
+
+    fn used(&self) -> usize {
+        self.refs.len() - self.free.len() - self.index.idle()
     }
 
     fn hold(&mut self, page: u32) {
@@ -290,22 +290,29 @@ impl<S: BuildHasher + Default> Pages<S> {
             Error::value("KV cache", format!("all {} pages of {PAGE} positions are in use", self.refs.len()))
         })?;
         self.refs[page as usize] = 1;
+        self.stats.most_used = self.stats.most_used.max(self.used());
         Ok(page)
     }
 
     /// Whether all sequences can come to have the pages that they asked for.
     fn fits(&self) -> bool {
-        let wanted: usize = self.sequences.values().map(Sequence::wanted).sum();
-        let partial = |own: &&Sequence| !own.record.len().is_multiple_of(PAGE);
+        // Of those that are written anew, none is counted on to share.
+        let anew = self.sequences.values().filter(|own| own.room.anew);
+        let alone: usize = anew.map(|own| pages_for(own.room.positions)).sum();
+        let others = || self.sequences.values().filter(|own| !own.room.anew);
+        let mut held = vec![false; self.refs.len()];
+        others().flat_map(|own| &own.table).for_each(|&page| held[page as usize] = true);
+        let held = held.into_iter().filter(|&held| held).count();
+        let wanted = |own: &Sequence| pages_for(own.room.positions).saturating_sub(own.table.len());
+        let partial = others().filter(|own| !own.record.len().is_multiple_of(PAGE));
         let mut writers = BTreeMap::new();
-        for &page in self.sequences.values().filter(partial).filter_map(|own| own.table.last()) {
-            *writers.entry(page).or_insert(0) += 1;
-        }
+        partial.filter_map(|own| own.table.last()).for_each(|&page| *writers.entry(page).or_insert(0) += 1);
         // All who write a shared page make a copy, but the last of those who alone have it.
         let copies = |(page, &writers): (&u32, &usize)| {
             let alone = self.refs[*page as usize] as usize == writers && !self.index.has(*page);
             writers - usize::from(alone)
         };
-        wanted + writers.iter().map(copies).sum::<usize>() <= self.free.len() + self.index.idle()
+        let yet = others().map(wanted).sum::<usize>() + writers.iter().map(copies).sum::<usize>();
+        alone + held + yet <= self.refs.len()
     }
 }

@@ -44,12 +44,30 @@ fn text(blocks: &[u8], len: usize) -> Vec<Position> {
 #[derive(Clone, Debug)]
 enum Act {
     /// Begins a sequence and runs all of it that is not found.
-    Start { sequence: u32, text: Vec<Position>, more: usize, anew: bool },
-    Fork { from: u32, to: u32, more: usize },
+    Start {
+        sequence: u32,
+        text: Vec<Position>,
+        more: usize,
+        anew: bool,
+    },
+    Fork {
+        from: u32,
+        to: u32,
+        more: usize,
+    },
     /// Draws tokens, told only `late` positions later.
-    Draw { sequence: u32, tokens: Vec<u32>, late: usize },
-    Rewind { sequence: u32, to: usize },
-    Release { sequence: u32 },
+    Draw {
+        sequence: u32,
+        tokens: Vec<u32>,
+        late: usize,
+    },
+    Rewind {
+        sequence: u32,
+        to: usize,
+    },
+    Release {
+        sequence: u32,
+    },
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -109,7 +127,8 @@ impl<S: BuildHasher + Default> Model<S> {
                 let found = self.pages.start(sequence, text.iter().copied(), room);
                 let Some(found) = found else { return };
                 let whole = (0..=(text.len() - 1) / PAGE).rev();
-                let longest = whole.map(|n| n * PAGE).find(|&n| n == 0 || self.known.contains(&name(&text[..n])));
+                let longest =
+                    whole.map(|n| n * PAGE).find(|&n| n == 0 || self.known.contains(&name(&text[..n])));
                 assert!(found <= longest.unwrap(), "found what nobody wrote");
                 if self.pages.stats().evicted == 0 {
                     assert_eq!(Some(found), longest);
@@ -124,8 +143,11 @@ impl<S: BuildHasher + Default> Model<S> {
                 if from != to {
                     self.texts.remove(&to);
                     let room = Room { positions: text.len() + more, anew: false };
-                    if self.pages.fork(from, to, room) {
-                        self.texts.insert(to, (text, room));
+                    if self.pages.start(to, [], room).is_some() {
+                        assert!(self.pages.fork(from, to) || self.rewound, "room was kept for it");
+                        if self.pages.len(to) > 0 {
+                            self.texts.insert(to, (text, room));
+                        }
                     }
                 }
             }
@@ -134,7 +156,9 @@ impl<S: BuildHasher + Default> Model<S> {
                 let drawn: Vec<_> = (text.len()..room.positions).zip(tokens).collect();
                 for (index, &(_, token)) in drawn.iter().enumerate() {
                     self.write(sequence, (token, Origin { generated: true, ..Origin::default() }), None);
-                    if let Some(&(position, token)) = index.checked_sub(late).and_then(|index| drawn.get(index)) {
+                    if let Some(&(position, token)) =
+                        index.checked_sub(late).and_then(|index| drawn.get(index))
+                    {
                         self.pages.learn(sequence, position, token);
                     }
                 }
@@ -198,7 +222,10 @@ impl<S: BuildHasher + Default> Model<S> {
             let text = self.texts.get(&sequence).map_or(&[][..], |(text, _)| text);
             assert_eq!((table.len(), self.pages.len(sequence)), (pages_for(text.len()), text.len()));
             for at in 0..text.len() {
-                assert!(self.memory[&(table[at / PAGE], at % PAGE)] == text[..=at], "sequence {sequence} at {at}");
+                assert!(
+                    self.memory[&(table[at / PAGE], at % PAGE)] == text[..=at],
+                    "sequence {sequence} at {at}"
+                );
             }
         }
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use wattle_shaders::OUTSIDE_LAYERS;
 
 use super::{
-    Attend, Extent, KvShape, KvType, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable, Site, SiteTarget,
-    Tensor, TensorId,
+    Attend, Extent, KvShape, KvType, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable, Site,
+    SiteTarget, Tensor, TensorId,
 };
 use crate::adapter::Target;
 use crate::model::{LayerWeights, Linear, NormKind, NormWeights, Positions, Spec, Weights};

@@ -87,7 +87,9 @@ impl<'a> Batch<'a> {
             // Only after an error: it is the first one that the caller should see.
             let _ = runtime.collect(step.ticket);
         }
-        self.running.iter().for_each(|(_, sequence)| runtime.release(sequence.id));
+        for (_, sequence) in &self.running {
+            let _ = runtime.release(sequence.id);
+        }
         result
     }
 
@@ -110,7 +112,7 @@ impl<'a> Batch<'a> {
             let sampled = runtime.collect(ticket)?;
             for (serial, sampled) in draws.into_iter().zip(sampled) {
                 if let Some(ended) = self.deliver(serial, sampled, resolve, observer)? {
-                    runtime.release(ended);
+                    runtime.release(ended)?;
                 }
             }
         }
@@ -129,7 +131,8 @@ impl<'a> Batch<'a> {
             }
             // Later paths take the prompt from the first one, if that one is still at it.
             let first = self.running.iter().find(|(_, s)| s.request == job && s.path == 0);
-            sequence.waits_for_copy = runtime.shares() && first.is_some_and(|(_, first)| first.before_copy() > 0);
+            sequence.waits_for_copy =
+                runtime.shares() && first.is_some_and(|(_, first)| first.before_copy() > 0);
             let prompt = sequence.prompt_rows().take_while(|_| !sequence.waits_for_copy);
             let Some(found) = runtime.start(id, prompt, sequence.room())? else {
                 if self.running.is_empty() {
@@ -185,9 +188,7 @@ impl<'a> Batch<'a> {
         for (request, from, positions) in sources {
             for (_, path) in self.running.iter_mut().filter(|(_, s)| s.request == request && s.waits_for_copy)
             {
-                if !runtime.fork(from, path.id, path.room())? {
-                    return Err(no_room(path.room().positions, runtime.pages().pages));
-                }
+                runtime.fork(from, path.id, positions)?;
                 path.copied();
                 self.outcomes[request].report.cached_tokens += positions;
             }

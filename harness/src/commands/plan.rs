@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// The rows are consecutive tokens of one prompt, of which the last is sampled
     #[arg(long)]
     prefill: bool,
+    /// Positions that all sequences share, as paths of one prompt do
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "prefill", value_parser = clap::value_parser!(u32).range(0..=16777216))]
+    shared: u32,
     /// Rank of the adapter that all rows use, 0 for none [default: that of --adapter]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(0..=4096))]
     adapter_rank: Option<u32>,
@@ -75,7 +78,7 @@ fn model(args: &Args, common: &Common) -> Result<(Model, LoraCapacity)> {
 fn step(args: &Args, rank: u32, mask: u128) -> StepShape {
     let shape = match args.prefill {
         true => StepShape::prefill(args.rows, args.depth),
-        false => StepShape::decode(args.rows, args.depth),
+        false => StepShape::decode(args.rows, args.depth).with_shared_prefix(args.shared),
     };
     if rank == 0 {
         return shape;

@@ -7,17 +7,20 @@
 
 mod keys;
 mod values;
+mod widen;
 
 use std::ops::Range;
 
 use wattle_shaders::{PAGE, Row};
 
 use super::math::exp;
-use super::simd::{Element, Simd, Work, run};
+use super::simd::{Simd, Work, run};
 use super::threads::{each, parts};
 use super::tile::{maximum, sum};
 use crate::attend::Attend;
 use crate::cache::{Kv, Layout, POSITIONS};
+
+use widen::Source;
 
 /// Queries of one sequence that are computed together.
 const TOGETHER: usize = 16;
@@ -26,47 +29,14 @@ const SHARING: usize = 64;
 
 /// `q` and `y` \[rows, heads × head_dim\]; K and V of one layer's cache.
 pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], kv: Kv, y: &mut [f32]) {
-    match kv {
-        Kv::F32([k, v]) => groups(rows, op, Stored { layout, k, v, scales: None }, q, y),
-        Kv::F16([k, v]) => groups(rows, op, Stored { layout, k, v, scales: None }, q, y),
-        Kv::Q8 { codes: [k, v], scales } => {
-            groups(rows, op, Stored { layout, k, v, scales: Some(scales) }, q, y);
-        }
-    }
-}
-
-/// Keys and values of a layer.
-#[derive(Clone, Copy)]
-struct Stored<'a, E> {
-    layout: Layout<'a>,
-    k: &'a [E],
-    v: &'a [E],
-    /// Of keys and values.
-    scales: Option<[&'a [f32]; 2]>,
-}
-
-impl<'a, E> Stored<'a, E> {
-    /// The part of one side's elements that a block has.
-    fn block(&self, side: &'a [E], block: usize) -> &'a [E] {
-        let len = self.layout.block_len();
-        &side[block * len..][..len]
-    }
-
-    /// The scales of a block's keys (0) or values (1).
-    fn scales(&self, side: usize, block: usize) -> Option<&'a [f32; PAGE]> {
-        self.scales.and_then(|scales| scales[side][block * PAGE..].first_chunk())
-    }
-}
-
-fn groups<E: Element>(rows: &[Row], op: &Attend, stored: Stored<E>, q: &[f32], y: &mut [f32]) {
-    let layout = stored.layout;
     // Heads that share a key head lie together.
     let width = op.heads / layout.kv_heads * layout.head_dim;
     let work: usize = rows.iter().map(|row| op.span(row).len() * 2 * op.heads * layout.head_dim).sum();
     let group_of = together(rows, op, &layout);
     let count = group_of.iter().max().map_or(0, |last| last + 1);
-    let group = |index| Group { op, stored, head: index % layout.kv_heads, queries: Vec::new() };
-    let mut groups: Vec<Group<E>> = (0..count * layout.kv_heads).map(group).collect();
+    let source = |index| Source { layout, kv, head: index % layout.kv_heads };
+    let group = |index| Group { op, source: source(index), queries: Vec::new() };
+    let mut groups: Vec<Group> = (0..count * layout.kv_heads).map(group).collect();
     for (index, (q, y)) in q.chunks(width).zip(y.chunks_mut(width)).enumerate() {
         let (line, head) = (index / layout.kv_heads, index % layout.kv_heads);
         let span = op.span(&rows[line]);
@@ -76,7 +46,7 @@ fn groups<E: Element>(rows: &[Row], op: &Attend, stored: Stored<E>, q: &[f32], y
         groups[group_of[line] * layout.kv_heads + head].queries.extend(queries);
     }
     let per = groups.len().div_ceil(parts(work)).max(1);
-    let tasks: Vec<&mut [Group<E>]> = groups.chunks_mut(per).collect();
+    let tasks: Vec<&mut [Group]> = groups.chunks_mut(per).collect();
     each(tasks, |groups| groups.iter_mut().for_each(run));
 }
 
@@ -117,10 +87,9 @@ fn together(rows: &[Row], op: &Attend, layout: &Layout) -> Vec<usize> {
 }
 
 /// Queries of one key head.
-struct Group<'a, E> {
+struct Group<'a> {
     op: &'a Attend,
-    stored: Stored<'a, E>,
-    head: usize,
+    source: Source<'a>,
     queries: Vec<Query<'a>>,
 }
 
@@ -196,7 +165,7 @@ impl Scores {
     }
 }
 
-impl<E: Element> Work for &mut Group<'_, E> {
+impl Work for &mut Group<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -205,8 +174,9 @@ impl<E: Element> Work for &mut Group<'_, E> {
         self.queries.sort_by_key(|query| query.table);
         let segments = segments(&self.queries);
         let mut scores = Scores::new(&self.queries, &segments);
+        let mut wide = Vec::new();
         for segment in &segments {
-            self.keys(simd, segment, &mut scores);
+            self.keys(simd, segment, &mut scores, &mut wide);
         }
         let mut totals = Vec::with_capacity(self.queries.len());
         for (index, query) in self.queries.iter_mut().enumerate() {
@@ -219,7 +189,7 @@ impl<E: Element> Work for &mut Group<'_, E> {
             query.y.fill(0.0);
         }
         for segment in &segments {
-            self.values(simd, segment, &mut scores);
+            self.values(simd, segment, &scores, &mut wide);
         }
         for (query, total) in self.queries.iter_mut().zip(totals) {
             query.y.iter_mut().for_each(|y| *y /= total);

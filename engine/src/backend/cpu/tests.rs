@@ -196,7 +196,8 @@ fn a_sequence_that_shares_a_page_or_has_a_copy_goes_on_like_its_source() {
     backend.submit(handle, &Step { rows, samples: Vec::new() }).expect("a prompt");
     let seen: Vec<u32> = (0..8).map(|i| i * 3).collect();
     backend.copy_page(0, 2).expect("a copy");
-    [1, 2].map(|sequence| backend.reset_sequence(sequence, &seen).expect("a state"));
+    backend.reset_sequence(1, &seen).expect("a state");
+    backend.reset_sequence(2, &seen).expect("a state");
     backend.set_pages(1, &[0]).expect("a table");
     let mut next = |sequence| {
         let row = Row::prompt(24, 8, sequence);

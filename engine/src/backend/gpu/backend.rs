@@ -110,7 +110,7 @@ impl Backend for GpuBackend {
     }
 
     fn set_pages(&mut self, sequence: u32, table: &[u32]) -> Result<()> {
-        self.tables_changed = true;
+        self.tables_changed.set(true);
         self.tables.set(sequence, table)
     }
 

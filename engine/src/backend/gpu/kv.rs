@@ -42,9 +42,7 @@ pub(super) fn decode(shape: &KvShape, elements: &[u8], scale: &[u8]) -> Vec<f32>
     let floats = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|b| f32::from_ne_bytes(*b)).collect();
     let mut values: Vec<f32> = match shape.store {
         KvType::F32 => floats(elements),
-        KvType::F16 => {
-            elements.as_chunks::<2>().0.iter().map(|b| f16::from_ne_bytes(*b).to_f32()).collect()
-        }
+        KvType::F16 => elements.as_chunks::<2>().0.iter().map(|b| f16::from_ne_bytes(*b).to_f32()).collect(),
         KvType::Q8 => {
             let unit: Vec<f32> = floats(scale);
             let unit = unit.first().copied().unwrap_or(0.0);

@@ -19,6 +19,7 @@ mod step;
 mod timing;
 mod weights;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -66,7 +67,7 @@ pub struct GpuBackend {
     activations: Vec<(wgpu::Buffer, u64)>,
     tables: PageTables,
     /// Whether the device has older ones.
-    tables_changed: bool,
+    tables_changed: Cell<bool>,
     /// Header, rows and samples of the step, and the page tables behind the most that there may be of these. One is enough for any number of steps in flight: a write is a copy that
     /// the queue makes between the steps.
     step: wgpu::Buffer,
@@ -129,7 +130,7 @@ impl GpuBackend {
             angles: Vec::new(),
             activations: Vec::new(),
             tables,
-            tables_changed: true,
+            tables_changed: Cell::new(true),
             step,
             step_bindings,
             results,

@@ -175,7 +175,8 @@ impl Sequences {
                     elements.extend(own);
                     scales.extend(scale);
                 }
-                let [elements_at, scales_at] = ranges(&self.shape, PAGE).map(|range| (at + range.start) as u64);
+                let [elements_at, scales_at] =
+                    ranges(&self.shape, PAGE).map(|range| (at + range.start) as u64);
                 gpu.queue.write_buffer(buffer, elements_at, &elements);
                 if !scales.is_empty() {
                     gpu.queue.write_buffer(buffer, scales_at, &scales);

@@ -155,7 +155,7 @@ impl GpuBackend {
     }
 
     /// Writes header, rows and samples, and the page tables if they changed.
-    fn write_step(&mut self, step: &Step) {
+    fn write_step(&self, step: &Step) {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
         let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
@@ -165,7 +165,7 @@ impl GpuBackend {
         bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
         self.gpu.queue.write_buffer(&self.step, 0, &bytes);
-        if std::mem::take(&mut self.tables_changed) {
+        if self.tables_changed.take() {
             self.gpu.queue.write_buffer(&self.step, tables_at, bytemuck::cast_slice(self.tables.all()));
         }
     }

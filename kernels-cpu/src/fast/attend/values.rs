@@ -4,43 +4,39 @@ use std::ops::Range;
 
 use wattle_shaders::PAGE;
 
-use super::super::simd::{Element, LANES, Simd};
+use super::super::simd::{LANES, Simd};
 use super::{Group, Query, Scores, Segment, tiles};
 
-impl<E: Element> Group<'_, E> {
+impl Group<'_> {
     /// Adds the values of a segment's pages: page by page, as keys are read.
     #[inline(always)]
-    pub(super) fn values<S: Simd>(&mut self, simd: S, segment: &Segment, scores: &mut Scores) {
+    pub(super) fn values<S: Simd>(
+        &mut self,
+        simd: S,
+        segment: &Segment,
+        scores: &Scores,
+        wide: &mut Vec<f32>,
+    ) {
         // As many queries at once as there are registers for.
         let most = if S::WIDE { 4 } else { 2 };
-        let tiles: Vec<_> = segment.parts.iter().flat_map(|part| tiles(part.clone(), most)).collect();
+        let parts: Vec<_> = segment.parts.iter().map(|part| tiles(part.clone(), most)).collect();
+        let source = self.source;
         for page in segment.pages.clone() {
-            for tile in &tiles {
-                let queries = &mut self.queries[tile.clone()];
-                let layout = &self.stored.layout;
-                let block = queries[0].table[page] as usize * layout.kv_heads + self.head;
-                if let Some(scales) = self.stored.scales(1, block) {
-                    scale(scores, tile.start, queries, page, scales);
-                }
-                let v = self.stored.block(self.stored.v, block);
-                let sums = Sums { scores, first: tile.start, v, head_dim: layout.head_dim, start: page * PAGE };
-                match tile.len() {
-                    4 => sums.add::<S, 4>(simd, queries),
-                    2 => sums.add::<S, 2>(simd, queries),
-                    _ => sums.add::<S, 1>(simd, queries),
+            for tiles in &parts {
+                let Some(first) = tiles.first() else { continue };
+                let v = source.read(simd, 1, self.queries[first.start].table[page], wide);
+                for tile in tiles {
+                    let (first, head_dim) = (tile.start, source.layout.head_dim);
+                    let sums = Sums { scores, first, v, head_dim, start: page * PAGE };
+                    let queries = &mut self.queries[tile.clone()];
+                    match tile.len() {
+                        4 => sums.add::<S, 4>(simd, queries),
+                        2 => sums.add::<S, 2>(simd, queries),
+                        _ => sums.add::<S, 1>(simd, queries),
+                    }
                 }
             }
         }
-    }
-}
-
-/// Multiplies the weights of a page's positions by the scales of their values.
-fn scale(scores: &mut Scores, first: usize, queries: &[Query], page: usize, scales: &[f32; PAGE]) {
-    for (n, query) in queries.iter().enumerate() {
-        let seen = inside(&query.span, page * PAGE);
-        let from = seen.start - page * PAGE;
-        let weights = scores.of(first + n, &seen);
-        weights.iter_mut().zip(&scales[from..]).for_each(|(weight, scale)| *weight *= scale);
     }
 }
 
@@ -51,18 +47,18 @@ fn inside(span: &Range<usize>, start: usize) -> Range<usize> {
 }
 
 /// The values of a page.
-struct Sums<'a, E> {
+struct Sums<'a> {
     scores: &'a Scores,
     /// Index of the first query in the scores.
     first: usize,
     /// \[64, head_dim\].
-    v: &'a [E],
+    v: &'a [f32],
     head_dim: usize,
     /// The page's first position.
     start: usize,
 }
 
-impl<E: Element> Sums<'_, E> {
+impl Sums<'_> {
     /// Adds what N queries see: together where all do, so that values are loaded once for them. What a query does not
     /// see must not even be added times zero: it may be NaN.
     #[inline(always)]
@@ -114,7 +110,7 @@ impl<E: Element> Sums<'_, E> {
         &self,
         simd: S,
         weights: [&[f32]; N],
-        v: &[E],
+        v: &[f32],
         queries: &mut [Query],
         done: usize,
     ) -> usize {
@@ -128,7 +124,7 @@ impl<E: Element> Sums<'_, E> {
             let chunks = &v[position * self.head_dim..][..V * LANES].as_chunks::<LANES>().0;
             let mut values = [simd.zero(); V];
             for i in 0..V {
-                values[i] = E::load(simd, &chunks[i]);
+                values[i] = simd.load(&chunks[i]);
             }
             for n in 0..N {
                 let weight = simd.splat(weights[n][position]);
@@ -151,22 +147,17 @@ impl<E: Element> Sums<'_, E> {
         &self,
         simd: S,
         weights: [&[f32]; N],
-        v: &[E],
+        v: &[f32],
         queries: &mut [Query],
         done: usize,
     ) -> usize {
-        let last = self.head_dim - done;
-        let mut values = [E::default(); LANES];
-        let mut floats = [0.0; LANES];
-        for position in 0..weights[0].len() {
-            values[..last].copy_from_slice(&v[position * self.head_dim..][..last]);
-            simd.store(E::load(simd, &values), &mut floats);
-            for (weights, query) in weights.iter().zip(&mut *queries) {
-                for (y, v) in query.y[done..].iter_mut().zip(&floats) {
-                    *y = simd.mul_add(weights[position], *v, *y);
+        for (weights, query) in weights.into_iter().zip(queries) {
+            for (weight, v) in weights.iter().zip(v.chunks(self.head_dim)) {
+                for (y, v) in query.y[done..].iter_mut().zip(v) {
+                    *y = simd.mul_add(*weight, *v, *y);
                 }
             }
         }
-        last
+        self.head_dim - done
     }
 }

@@ -93,13 +93,6 @@ impl Element for u8 {
     }
 }
 
-impl Element for i8 {
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
-        simd.load_i8(values)
-    }
-}
-
 impl Element for f16 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector {
