@@ -79,6 +79,9 @@ impl Report {
             "prompt   {} tokens, {:.0} tokens/s, first new token after {:.3} s",
             self.prompt_tokens, self.prompt_tokens_per_second, self.time_to_first_token_seconds
         )?;
+        if self.cached_tokens > 0 {
+            writeln!(out, "shared   {} tokens of prompts were not run again", self.cached_tokens)?;
+        }
         writeln!(out, "decode   {} tokens, {:.1} tokens/s", self.new_tokens, self.decode_tokens_per_second)?;
         let (run, skipped) = (self.lora_layers_run, self.lora_layers_skipped);
         writeln!(out, "LoRA     {run} token-layers run, {skipped} skipped")?;

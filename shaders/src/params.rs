@@ -51,7 +51,7 @@ params! {
     /// `rope.wgsl`.
     Rope { heads: u32, head_dim: u32, stride: u32, pairs: u32, positions: u32 }
     /// `shared/cache.wgsl`.
-    Cache { kv_heads: u32, head_dim: u32, first: u32, heads: u32, stride: u32, _pad: [u32; 3] }
+    Cache { kv_heads: u32, head_dim: u32, first: u32, heads: u32, tables: u32, stride: u32, _pad: [u32; 2] }
     /// `kv_write.wgsl`.
     KvWrite { cache: Cache, stride: u32 }
     /// `rope_kv.wgsl`.
@@ -78,8 +78,7 @@ params! {
     }
 }
 
-/// Words before the first row of the step buffer: rows, samples, where the samples begin, where the page tables begin (both
-/// in vec4u).
+/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), 0.
 pub const STEP_HEADER: usize = 4;
 
 /// `functions.wgsl`: the codes of the activations.

@@ -300,16 +300,16 @@ impl<S: BuildHasher + Default> Pages<S> {
         let anew = self.sequences.values().filter(|own| own.room.anew);
         let alone: usize = anew.map(|own| pages_for(own.room.positions)).sum();
         let others = || self.sequences.values().filter(|own| !own.room.anew);
-        let mut held = vec![false; self.refs.len()];
-        others().flat_map(|own| &own.table).for_each(|&page| held[page as usize] = true);
-        let held = held.into_iter().filter(|&held| held).count();
+        let mut holders = vec![0; self.refs.len()];
+        others().flat_map(|own| &own.table).for_each(|&page| holders[page as usize] += 1);
+        let held = holders.iter().filter(|&&holders| holders > 0).count();
         let wanted = |own: &Sequence| pages_for(own.room.positions).saturating_sub(own.table.len());
         let partial = others().filter(|own| !own.record.len().is_multiple_of(PAGE));
         let mut writers = BTreeMap::new();
         partial.filter_map(|own| own.table.last()).for_each(|&page| *writers.entry(page).or_insert(0) += 1);
         // All who write a shared page make a copy, but the last of those who alone have it.
         let copies = |(page, &writers): (&u32, &usize)| {
-            let alone = self.refs[*page as usize] as usize == writers && !self.index.has(*page);
+            let alone = holders[*page as usize] == writers && !self.index.has(*page);
             writers - usize::from(alone)
         };
         let yet = others().map(wanted).sum::<usize>() + writers.iter().map(copies).sum::<usize>();

@@ -1,6 +1,7 @@
-// The KV cache of a layer by pages of 64 positions, found through the tables behind the step. A page has a block for each
-// key head: elements [64, head_dim padded to 4] in quads and, of codes, their scales [64]. A buffer holds some consecutive
-// heads of all pages; where they do not fit one, each op runs once per buffer and leaves the other heads alone.
+// The KV cache of a layer by pages of 64 positions, found through the tables behind the step's rows and samples. A page has
+// a block for each key head: elements [64, head_dim padded to 4] in quads and, of codes, their scales [64]. A buffer holds
+// some consecutive heads of all pages; where they do not fit one, each op runs once per buffer and leaves the other heads
+// alone.
 
 import package::shared::step::step;
 
@@ -9,10 +10,10 @@ struct Cache {
     head_dim: u32,
     first: u32,  // the first head of the buffer
     heads: u32,  // and how many
+    tables: u32, // where the tables begin in the step's buffer, in vec4us
     stride: u32, // entries of a table
     _pad: u32,   // uniform structs within structs take whole vec4s
     _pad2: u32,
-    _pad3: u32,
 }
 
 const PAGE = 64u;
@@ -65,6 +66,6 @@ fn elsewhere(cache: Cache, kv_head: u32) -> bool {
 // The quad with which the block begins that has a head's elements at a position of a sequence.
 fn block(cache: Cache, kv_head: u32, sequence: u32, position: u32) -> u32 {
     let at = sequence * cache.stride + position / PAGE;
-    let page = step[step[0].w + at / 4u][at % 4u];
+    let page = step[cache.tables + at / 4u][at % 4u];
     return (page * cache.heads + kv_head - cache.first) * block_size(cache);
 }

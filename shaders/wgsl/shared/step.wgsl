@@ -1,8 +1,7 @@
 // The step as the host wrote it, bound by every kernel: how many rows and samples, then the rows, then the samples.
 // Both are 48 bytes, three vec4u (wattle_shaders::Row, wattle_shaders::Sample).
 
-// [0] = rows, samples, where the samples and the page tables begin; [1 ..] rows; [step[0].z ..] samples;
-// [step[0].w ..] the tables, see cache.wgsl
+// [0] = rows, samples, where the samples begin; [1 ..] rows; [step[0].z ..] samples; the page tables, see cache.wgsl
 @group(0) @binding(0) var<storage, read> step: array<vec4u>;
 
 struct Row {

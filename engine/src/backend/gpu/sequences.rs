@@ -5,6 +5,7 @@ use wattle_shaders::params;
 
 use super::device::Gpu;
 use super::kv::{block_bytes, decode, elements_bytes, encode, ranges};
+use super::step;
 use crate::backend::Capacity;
 use crate::cache::{PAGE, pages_for};
 use crate::error::{Error, Result};
@@ -82,8 +83,9 @@ impl Sequences {
             head_dim: self.shape.head_dim as u32,
             first: heads.first as u32,
             heads: heads.count as u32,
+            tables: (step::bytes(self.capacity.rows, self.capacity.samples) / 16) as u32,
             stride: pages_for(self.capacity.context) as u32,
-            _pad: [0; 3],
+            _pad: [0; 2],
         }
     }
 

@@ -159,14 +159,14 @@ impl GpuBackend {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
         let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
-        let tables_at = self::bytes(self.capacity.rows, self.capacity.samples);
-        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, (tables_at / 16) as u32];
+        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, 0];
         bytes.extend_from_slice(bytemuck::cast_slice(&header));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
         self.gpu.queue.write_buffer(&self.step, 0, &bytes);
         if self.tables_changed.take() {
-            self.gpu.queue.write_buffer(&self.step, tables_at, bytemuck::cast_slice(self.tables.all()));
+            let at = self::bytes(self.capacity.rows, self.capacity.samples);
+            self.gpu.queue.write_buffer(&self.step, at, bytemuck::cast_slice(self.tables.all()));
         }
     }
 
