@@ -90,7 +90,7 @@ impl<S: BuildHasher + Default> Pages<S> {
     }
 
     /// Begins a sequence. `prompt` is what it is about to write, from its
-    /// first position on: token and origin. Returns how many positions were found: whole pages, and never the last
+    /// first position on: token and origin. Returns how many positions were found: whole pages, but never the last
     /// position, which is run in any case. `None` when its pages are not to be had now; the sequence is then as after
     /// [`Self::release`].
     pub fn start(
@@ -103,15 +103,16 @@ impl<S: BuildHasher + Default> Pages<S> {
         let mut new = Sequence { room, changed: true, ..Sequence::default() };
         prompt.into_iter().for_each(|(token, origin)| new.record.push(Some(token), origin));
         let asked = new.record.len();
-        let most = if self.share { asked.saturating_sub(1) / PAGE } else { 0 };
+        let most = if self.share { asked / PAGE } else { 0 };
         for page in 0..most {
             let key = new.record.key(page, new.nodes.last().copied());
             let Some((node, page)) = key.and_then(|key| self.index.find(&key)) else { break };
             new.nodes.push(node);
             new.table.push(page);
         }
-        let found = new.table.len() * PAGE;
+        let found = (new.table.len() * PAGE).min(asked.saturating_sub(1));
         new.record.truncate(found);
+        new.nodes.truncate(found / PAGE);
         new.table.iter().for_each(|&page| self.hold(page));
         self.sequences.insert(sequence, new);
         if !self.fits() {
@@ -165,12 +166,17 @@ impl<S: BuildHasher + Default> Pages<S> {
         let dropped = own.table.split_off(pages_for(position));
         own.changed |= !dropped.is_empty();
         dropped.into_iter().rev().for_each(|page| self.drop_page(page));
-        let copy = self.own_page(sequence, position / PAGE)?;
-        if let Some(own) = self.sequences.get_mut(&sequence) {
-            own.record.push(token, origin);
+        own.record.push(token, origin);
+        // What completes a page to what it is already changes nothing in it.
+        let key = own.record.key(position / PAGE, own.nodes.last().copied());
+        let known = key.and_then(|key| self.index.find(&key)).map(|(_, page)| page);
+        let same = known.is_some() && known == own.table.get(position / PAGE).copied();
+        let copy = if same { Ok(None) } else { self.own_page(sequence, position / PAGE) };
+        if let (Err(_), Some(own)) = (&copy, self.sequences.get_mut(&sequence)) {
+            own.record.truncate(position);
         }
         self.commit(sequence);
-        Ok(copy)
+        copy
     }
 
     /// Makes page `at` of a sequence, which is its last or the next, one that it may write.
