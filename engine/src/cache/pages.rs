@@ -116,12 +116,25 @@ impl<S: BuildHasher + Default> Pages<S> {
         new.table.iter().for_each(|&page| self.hold(page));
         self.sequences.insert(sequence, new);
         if !self.fits() {
+            // Nobody has to find the page that the last position is in.
+            self.give_partial(sequence);
+        }
+        if !self.fits() {
             self.release(sequence);
             return None;
         }
+        let found = self.len(sequence);
         self.stats.asked += asked as u64;
         self.stats.found += found as u64;
         Some(found)
+    }
+
+    /// Takes the last page from a sequence if it is partial.
+    fn give_partial(&mut self, sequence: u32) {
+        let Some(own) = self.sequences.get_mut(&sequence) else { return };
+        let whole = own.record.len() / PAGE;
+        own.record.truncate(whole * PAGE);
+        own.table.split_off(whole).into_iter().for_each(|page| self.drop_page(page));
     }
 
     /// Gives a sequence, which was begun, all that another has: its pages by reference. Whether there is room for that:
@@ -166,6 +179,7 @@ impl<S: BuildHasher + Default> Pages<S> {
         let dropped = own.table.split_off(pages_for(position));
         own.changed |= !dropped.is_empty();
         dropped.into_iter().rev().for_each(|page| self.drop_page(page));
+        let Some(own) = self.sequences.get_mut(&sequence) else { return Ok(None) };
         own.record.push(token, origin);
         // What completes a page to what it is already changes nothing in it.
         let key = own.record.key(position / PAGE, own.nodes.last().copied());
