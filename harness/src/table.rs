@@ -18,6 +18,12 @@ impl Table {
         self.rows.push(cells.to_vec());
     }
 
+    /// Adds a column: a cell for every row.
+    pub fn column(&mut self, header: &str, cells: impl Iterator<Item = String>) {
+        let cells = std::iter::once(header.to_owned()).chain(cells);
+        self.rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
+    }
+
     /// Writes it as a Markdown table.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let Some((header, rows)) = self.rows.split_first() else { return Ok(()) };

@@ -118,26 +118,32 @@ fn add_rows<S: Simd, E: Element>(simd: S, b: &[E], t: &[f32], first: usize, y: &
         let (panel, lane) = ((first + done) / LANES, (first + done) % LANES);
         let b = b[panel * t.len() * LANES..].as_chunks().0;
         let y = &mut y[done..];
-        if lane == 0 && y.len() >= TOGETHER * LANES {
-            add_panels::<S, E, TOGETHER>(simd, b, t, y);
-            done += TOGETHER * LANES;
-            continue;
-        }
-        let count = (LANES - lane).min(y.len());
-        let mut lanes = [0.0; LANES];
-        lanes[lane..][..count].copy_from_slice(&y[..count]);
-        add_panels::<S, E, 1>(simd, b, t, &mut lanes);
-        y[..count].copy_from_slice(&lanes[lane..][..count]);
-        done += count;
+        done += match y.len() / LANES {
+            TOGETHER.. if lane == 0 => add_panels::<S, E, TOGETHER>(simd, b, t, y),
+            1.. if lane == 0 => add_panels::<S, E, 1>(simd, b, t, y),
+            _ => {
+                let count = (LANES - lane).min(y.len());
+                let mut lanes = [0.0; LANES];
+                lanes[lane..][..count].copy_from_slice(&y[..count]);
+                add_panels::<S, E, 1>(simd, b, t, &mut lanes);
+                y[..count].copy_from_slice(&lanes[lane..][..count]);
+                count
+            }
+        };
     }
 }
 
 /// Panels whose additions are under way together, so that none waits for the one before.
 const TOGETHER: usize = 4;
 
-/// y += B t for P panels.
+/// y += B t for P panels; returns how many outputs that is.
 #[inline(always)]
-fn add_panels<S: Simd, E: Element, const P: usize>(simd: S, b: &[[E; LANES]], t: &[f32], y: &mut [f32]) {
+fn add_panels<S: Simd, E: Element, const P: usize>(
+    simd: S,
+    b: &[[E; LANES]],
+    t: &[f32],
+    y: &mut [f32],
+) -> usize {
     let y = &mut y.as_chunks_mut::<LANES>().0[..P];
     let b = &b[..P * t.len()];
     let mut sums = [simd.zero(); P];
@@ -154,6 +160,7 @@ fn add_panels<S: Simd, E: Element, const P: usize>(simd: S, b: &[[E; LANES]], t:
     for p in 0..P {
         simd.store(sums[p], &mut y[p]);
     }
+    P * LANES
 }
 
 /// z = y + B t; `y` and `z` \[rows, width\], `t` \[rows, t width\].

@@ -1,13 +1,17 @@
 //! `wattle bench`.
 
+mod record;
+
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use serde::Serialize;
 use wattle_engine::model::{Dtype, Model, Weights};
 use wattle_engine::{AdapterId, Control, Engine, EngineOptions, Lora, Request};
 use wattle_policy::{CostSource, OpCost, StepShape};
+
+use record::{Change, Line, Record, write_csv};
 
 use super::write_json;
 use crate::bandwidth;
@@ -50,6 +54,9 @@ pub(crate) struct Args {
     /// How results are printed
     #[arg(short, value_enum, default_value_t)]
     output: Output,
+    /// Says what became slower or faster than in a file that `-o csv` wrote
+    #[arg(long, value_name = "RECORD", conflicts_with = "output")]
+    compare: Option<PathBuf>,
 }
 
 /// `-o`.
@@ -61,32 +68,9 @@ enum Output {
     Csv,
 }
 
-/// One line of results.
-#[derive(Clone, Debug, Serialize)]
-struct Line {
-    test: &'static str,
-    tokens: usize,
-    paths: u32,
-    adapters: u32,
-    rank: u32,
-    lora_layers: String,
-    backend: &'static str,
-    device: String,
-    quant: String,
-    threads: usize,
-    /// Median over the repetitions, summed over paths.
-    tokens_per_second: f64,
-    /// Largest minus smallest, as a share of the median.
-    spread: f64,
-    /// Of the read bandwidth measured for as many bytes as a step moves; `None` for prompts and where it was not
-    /// measured (GPUs).
-    bandwidth_share: Option<f64>,
-    /// The process's peak so far.
-    peak_bytes: Option<u64>,
-}
-
 /// Runs it.
 pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
+    let record = args.compare.as_deref().map(Record::read).transpose()?;
     let mut bench = Bench::open(args, common)?;
     let tests: Vec<Test> = args.adapters.iter().flat_map(|&adapters| tests(args, adapters)).collect();
     let progress = Progress::bar("bench", tests.len() * (args.repetitions as usize + 1));
@@ -102,7 +86,21 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     match args.output {
         Output::Json => write_json(&lines, out),
         Output::Csv => write_csv(&lines, out),
-        Output::Md => Ok(table(&lines).write(out)?),
+        Output::Md => write_table(&lines, record.as_ref(), out),
+    }
+}
+
+/// The table, and what became of a record's lines.
+fn write_table(lines: &[Line], record: Option<&Record>, out: &mut dyn Write) -> Result<()> {
+    let mut table = table(lines);
+    let changes = record.map(|record| record.changes(lines)).unwrap_or_default();
+    if record.is_some() {
+        table.column("against record", changes.iter().map(Change::to_string));
+    }
+    table.write(out)?;
+    match record {
+        Some(record) if changes.iter().all(|change| *change == Change::Unknown) => Err(record.unlike()),
+        _ => Ok(()),
     }
 }
 
@@ -172,13 +170,13 @@ impl<'a> Bench<'a> {
         let adapted = test.adapters > 0;
         let backend = self.engine.backend();
         Ok(Line {
-            test: if test.paths.is_some() { "decode" } else { "prompt" },
+            test: if test.paths.is_some() { "decode" } else { "prompt" }.to_owned(),
             tokens: if test.paths.is_some() { self.args.new } else { self.args.prompt },
             paths: test.paths.unwrap_or(1),
             adapters: test.adapters,
             rank: if adapted { self.args.rank } else { 0 },
             lora_layers: if adapted { self.common.lora_layers.to_string() } else { "none".to_owned() },
-            backend: backend.kind(),
+            backend: backend.kind().to_owned(),
             device: backend.device().to_owned(),
             quant: Name(self.common.quant).to_string(),
             threads: self.common.thread_count(),
@@ -265,37 +263,4 @@ fn table(lines: &[Line]) -> Table {
         ]);
     }
     table
-}
-
-/// The fields of a [`Line`] in the order of its declaration.
-const FIELDS: [&str; 14] = [
-    "test",
-    "tokens",
-    "paths",
-    "adapters",
-    "rank",
-    "lora_layers",
-    "backend",
-    "device",
-    "quant",
-    "threads",
-    "tokens_per_second",
-    "spread",
-    "bandwidth_share",
-    "peak_bytes",
-];
-
-/// Comma-separated values: the fields of the JSON form under a header.
-fn write_csv(lines: &[Line], out: &mut dyn Write) -> Result<()> {
-    let cell = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => format!("\"{}\"", text.replace('"', "\"\"")),
-        serde_json::Value::Null => String::new(),
-        other => other.to_string(),
-    };
-    writeln!(out, "{}", FIELDS.join(","))?;
-    for line in lines {
-        let value = serde_json::to_value(line).map_err(std::io::Error::from)?;
-        writeln!(out, "{}", FIELDS.map(|field| cell(&value[field])).join(","))?;
-    }
-    Ok(())
 }

@@ -1,0 +1,179 @@
+//! Results of `bench`, as they are written, and read again to be compared with.
+
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// One line of results.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Line {
+    pub test: String,
+    pub tokens: usize,
+    pub paths: u32,
+    pub adapters: u32,
+    pub rank: u32,
+    pub lora_layers: String,
+    pub backend: String,
+    pub device: String,
+    pub quant: String,
+    pub threads: usize,
+    /// Median over the repetitions, summed over paths.
+    pub tokens_per_second: f64,
+    /// Largest minus smallest, as a share of the median.
+    pub spread: f64,
+    /// Of the read bandwidth measured for as many bytes as a step moves; `None` for prompts and where it was not
+    /// measured (GPUs).
+    pub bandwidth_share: Option<f64>,
+    /// The process's peak so far.
+    pub peak_bytes: Option<u64>,
+}
+
+impl Line {
+    /// Whether both measured the same, in the same place.
+    fn is_like(&self, other: &Self) -> bool {
+        let case = |line: &Self| [line.tokens, line.threads].map(|n| n as u64);
+        let lora = |line: &Self| [line.paths, line.adapters, line.rank];
+        let texts = |line: &Self| {
+            [&line.test, &line.lora_layers, &line.backend, &line.device, &line.quant].map(String::clone)
+        };
+        case(self) == case(other) && lora(self) == lora(other) && texts(self) == texts(other)
+    }
+}
+
+/// Comma-separated values under a header.
+pub(super) fn write_csv(lines: &[Line], out: &mut dyn Write) -> Result<()> {
+    let mut writer = csv::Writer::from_writer(out);
+    for line in lines {
+        writer.serialize(line).map_err(std::io::Error::from)?;
+    }
+    Ok(writer.flush()?)
+}
+
+/// Results of an earlier run, from a file that `-o csv` wrote.
+pub(super) struct Record {
+    path: PathBuf,
+    lines: Vec<Line>,
+}
+
+impl Record {
+    /// Reads one.
+    pub fn read(path: &Path) -> Result<Self> {
+        let failed = |error: csv::Error| Error::file(path, error);
+        let lines = csv::Reader::from_path(path).map_err(failed)?.into_deserialize();
+        Ok(Self { path: path.to_owned(), lines: lines.collect::<Result<_, _>>().map_err(failed)? })
+    }
+
+    /// What became of each line.
+    pub fn changes(&self, lines: &[Line]) -> Vec<Change> {
+        let change = |line: &Line| {
+            let before = self.lines.iter().rfind(|before| before.is_like(line));
+            before.map_or(Change::Unknown, |before| Change::of(before, line))
+        };
+        lines.iter().map(change).collect()
+    }
+
+    /// The answer to a comparison in which nothing could be compared.
+    pub fn unlike(&self) -> Error {
+        let reason = "has none of these tests, with this device, quant and number of threads";
+        Error::file(&self.path, reason)
+    }
+}
+
+/// A rate as a multiple of the recorded one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Change {
+    /// The record has no such line.
+    Unknown,
+    /// No further apart than the repetitions are among themselves.
+    Same(f64),
+    Faster(f64),
+    Slower(f64),
+}
+
+impl Change {
+    fn of(before: &Line, now: &Line) -> Self {
+        let ratio = now.tokens_per_second / before.tokens_per_second;
+        // Half of a spread is how far repetitions lie from their middle.
+        let noise = (before.spread + now.spread) / 2.0;
+        match ratio {
+            _ if ratio < 1.0 - noise => Self::Slower(ratio),
+            _ if ratio > 1.0 + noise => Self::Faster(ratio),
+            _ => Self::Same(ratio),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("not in it"),
+            Self::Same(ratio) => write!(f, "{ratio:.2}"),
+            Self::Faster(ratio) => write!(f, "{ratio:.2} faster"),
+            Self::Slower(ratio) => write!(f, "{ratio:.2} slower"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(tokens_per_second: f64, spread: f64) -> Line {
+        let text = || "a \"text\", with commas".to_owned();
+        Line {
+            test: text(),
+            tokens: 1,
+            paths: 2,
+            adapters: 3,
+            rank: 4,
+            lora_layers: text(),
+            backend: text(),
+            device: text(),
+            quant: text(),
+            threads: 5,
+            tokens_per_second,
+            spread,
+            bandwidth_share: None,
+            peak_bytes: Some(6),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_compared_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.csv");
+        let mut text = Vec::new();
+        write_csv(&[line(50.0, 0.0), line(100.0, 0.02)], &mut text).unwrap();
+        std::fs::write(&path, text).unwrap();
+        let record = Record::read(&path).unwrap();
+        let other = Line { threads: 6, ..line(100.0, 0.0) };
+        // The last of equal lines counts.
+        let changes =
+            record.changes(&[line(97.0, 0.02), line(97.0, 0.06), line(150.0, 0.5), line(99.9, 0.0), other]);
+        let expected = [
+            Change::Slower(0.97),
+            Change::Same(0.97),
+            Change::Faster(1.5),
+            Change::Same(0.999),
+            Change::Unknown,
+        ];
+        assert_eq!(changes, expected);
+        assert_eq!(changes[0].to_string(), "0.97 slower");
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.csv");
+        for text in ["test,tokens\nprompt,1\n", "\u{0}", "test,tokens\nprompt,x\n"] {
+            std::fs::write(&path, text).unwrap();
+            let read = Record::read(&path).map(|record| record.lines.len());
+            assert!(matches!(&read, Err(e) if e.to_string().contains("record.csv")) || matches!(read, Ok(0)));
+        }
+        assert!(Record::read(&folder.path().join("none.csv")).is_err());
+    }
+}
