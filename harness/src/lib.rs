@@ -8,6 +8,7 @@ mod commands;
 mod common;
 mod devices;
 mod error;
+mod fresh;
 mod layers;
 mod meter;
 mod progress;
