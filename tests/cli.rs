@@ -347,10 +347,43 @@ fn bench_measures_what_was_asked_for() {
         assert!(decode["bandwidth_share"].as_f64() > Some(0.0), "{decode}");
     }
     let header = "test,tokens,paths,adapters,rank,lora_layers,backend,device,quant,threads,tokens_per_second,\
-                  spread,bandwidth_share,peak_bytes";
+                  spread,bandwidth_share,of_base,of_base_low,of_base_high,peak_bytes";
     let csv =
         stdout(&["bench", "--shape", "tiny", "-p", "0", "-n", "2", "-r", "1", "--paths", "1", "-o", "csv"]);
     assert_eq!((csv.lines().next(), csv.lines().count()), (Some(header), 3));
+}
+
+#[test]
+fn the_device_suite_proves_measures_and_writes_records() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("records");
+    let args = ["device-suite", "--quick", "--out", dir.to_str().expect("UTF-8")];
+    let cpu = message(&[&args[..], &["--backend", "cpu"]].concat(), 1);
+    assert!(cpu.contains("auto and gpu"), "{cpu}");
+    if backends().len() < 2 {
+        return;
+    }
+    let gpus = json(&["devices", "--json"])["gpus"].clone();
+    if gpus[0]["software"] == true {
+        let auto = message(&args, 1);
+        assert!(auto.contains("--backend gpu takes it"), "{auto}");
+    }
+    let text = stdout(&[&args[..], &["--backend", "gpu"]].concat());
+    assert!(text.starts_with("proven first: ") && text.contains("rows and masks exact"), "{text}");
+    for part in ["left out: joules: --quick", "GB/s (of 1 MiB)", "| decode 4", "| prompt 5", "layers.*.", "gate_up"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let names: Vec<_> = std::fs::read_dir(&dir).expect("the folder").collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    for entry in names {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("a file");
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        match name.split_once("tiny").or_else(|| name.split_once("kernels")) {
+            Some((date, ".csv")) => assert!(date.len() == 11 && text.lines().count() > 6, "{name}: {text}"),
+            _ => assert!(name == "README.md" && text.contains("- proven first: ") && text.contains("-tiny.csv`")),
+        }
+    }
 }
 
 #[test]

@@ -11,6 +11,8 @@ mod error;
 mod fresh;
 mod layers;
 mod meter;
+#[cfg(feature = "gpu")]
+mod nvml;
 mod progress;
 mod prompt;
 mod random_adapter;

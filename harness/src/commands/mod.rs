@@ -1,6 +1,8 @@
 //! One file per command.
 
 mod bench;
+#[cfg(feature = "gpu")]
+mod device_suite;
 mod devices;
 mod eval;
 mod generate;
@@ -36,6 +38,9 @@ pub(crate) enum Command {
     Quantize(quantize::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
+    /// Prove all kernels right on a GPU, then measure what it can do and write records
+    #[cfg(feature = "gpu")]
+    DeviceSuite(device_suite::Args),
 }
 
 impl Command {
@@ -51,6 +56,8 @@ impl Command {
             Self::Eval(args) => eval::run(args, common, out),
             Self::Quantize(args) => quantize::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
+            #[cfg(feature = "gpu")]
+            Self::DeviceSuite(args) => device_suite::run(args, common, out),
         }
     }
 }

@@ -100,9 +100,6 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
 /// The table, and what became of a record's lines.
 fn write_table(lines: &[Line], record: Option<&Record>, out: &mut dyn Write) -> Result<()> {
     let mut table = table(lines);
-    if lines.iter().any(|line| line.of_base.is_some()) {
-        table.column("of base", lines.iter().map(of_base));
-    }
     let changes = record.map(|record| record.changes(lines)).unwrap_or_default();
     if record.is_some() {
         table.column("against record", changes.iter().map(Change::to_string));
@@ -170,6 +167,9 @@ pub(super) fn table(lines: &[Line]) -> Table {
             line.bandwidth_share.map(percent).unwrap_or_default(),
             line.peak_bytes.map(|bytes| Bytes(bytes).to_string()).unwrap_or_default(),
         ]);
+    }
+    if lines.iter().any(|line| line.of_base.is_some()) {
+        table.column("of base", lines.iter().map(of_base));
     }
     table
 }

@@ -22,11 +22,12 @@ impl Budget {
     /// Whether so much is left; where it is not, `what` is noted as left out.
     pub fn has(&mut self, needed: Duration, what: &str) -> bool {
         let left = self.left();
-        if left < needed {
+        let enough = left >= needed && !left.is_zero();
+        if !enough {
             let (needed, left) = (needed.as_secs_f64(), left.as_secs_f64());
             self.leave_out(what, format!("takes about {needed:.0} s, {left:.0} s were left"));
         }
-        left >= needed
+        enough
     }
 
     /// Notes something as left out.
@@ -52,6 +53,6 @@ mod tests {
         budget.leave_out("broken", "no such thing");
         assert!(budget.left_out()[0].starts_with("long: takes about 7200 s"));
         assert_eq!(budget.left_out()[1..], ["broken: no such thing"]);
-        assert_eq!(Budget::new(Duration::ZERO).left(), Duration::ZERO);
+        assert!(!Budget::new(Duration::ZERO).has(Duration::ZERO, "nothing"));
     }
 }

@@ -44,6 +44,13 @@ pub(super) struct Line {
     pub arithmetic_share: f64,
 }
 
+impl Line {
+    fn same_step(&self, other: &Self) -> bool {
+        let step = |line: &Self| (line.test, line.rows, line.rank);
+        self.shape == other.shape && step(self) == step(other)
+    }
+}
+
 /// A step that is timed.
 pub(super) struct Timed<'a> {
     pub shape: &'a str,
@@ -132,33 +139,62 @@ fn step(shape: &StepShape) -> Step {
     step
 }
 
-/// The lines for a reader.
-pub(super) fn table(lines: &[Line]) -> Table {
-    let header = [
-        "shape", "step", "rank", "op", "kernel", "launches", "time", "of step", "GB/s", "of reading", "GMAC/s",
-        "of arithmetic",
-    ];
-    let mut table = Table::new(header);
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
-    for line in lines {
-        let same = |other: &&Line| {
-            (&other.shape, other.test, other.rows, other.rank) == (&line.shape, line.test, line.rows, line.rank)
-        };
-        let total: f64 = lines.iter().filter(same).map(|line| line.seconds).sum();
+/// What a step of these ops takes: its launches and seconds.
+fn total<'a>(lines: impl Iterator<Item = &'a Line>) -> (f64, f64) {
+    lines.fold((0.0, 0.0), |(launches, seconds), line| (launches + line.launches, seconds + line.seconds))
+}
+
+/// The steps of all shapes.
+pub(super) fn steps(lines: &[Line]) -> Table {
+    let mut table = Table::new(["shape", "step", "rank", "launches", "time"]);
+    for step in lines.chunk_by(Line::same_step) {
+        let (launches, seconds) = total(step.iter());
+        let Some(line) = step.first() else { continue };
         table.row([
             line.shape.clone(),
             format!("{} of {}", line.test, line.rows),
             line.rank.to_string(),
-            line.op.clone(),
-            line.kernel.to_owned(),
-            format!("{:.0}", line.launches),
-            format!("{:.1} us", line.seconds * 1e6),
-            percent(line.seconds / total),
-            format!("{:.1}", line.bytes_per_second / 1e9),
-            percent(line.read_share),
-            format!("{:.1}", line.multiply_adds_per_second / 1e9),
-            percent(line.arithmetic_share),
+            format!("{launches:.0}"),
+            format!("{:.1} us", seconds * 1e6),
         ]);
+    }
+    table
+}
+
+/// The ops that take at least a hundredth of their step.
+pub(super) fn ops(lines: &[Line]) -> Table {
+    let header = [
+        "step",
+        "rank",
+        "op",
+        "kernel",
+        "launches",
+        "time",
+        "of step",
+        "GB/s",
+        "of reading",
+        "GMAC/s",
+        "of arithmetic",
+    ];
+    let mut table = Table::new(header);
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    for step in lines.chunk_by(Line::same_step) {
+        let (_, seconds) = total(step.iter());
+        for line in step.iter().filter(|line| line.seconds >= 0.01 * seconds) {
+            table.row([
+                format!("{} of {}", line.test, line.rows),
+                line.rank.to_string(),
+                line.op.clone(),
+                line.kernel.to_owned(),
+                format!("{:.0}", line.launches),
+                format!("{:.1} us", line.seconds * 1e6),
+                percent(line.seconds / seconds),
+                format!("{:.1}", line.bytes_per_second / 1e9),
+                percent(line.read_share),
+                format!("{:.1}", line.multiply_adds_per_second / 1e9),
+                percent(line.arithmetic_share),
+            ]);
+        }
     }
     table
 }
