@@ -1,8 +1,8 @@
 //! Fresh backends for kernel cases: on a GPU all of them share the device and its pipelines.
 
-use wattle_engine::backend::{self, Backend, Capacity, Limits};
 #[cfg(feature = "gpu")]
 use wattle_engine::BackendChoice;
+use wattle_engine::backend::{self, Backend, Capacity, Limits};
 use wattle_engine::{EngineOptions, Result};
 
 /// Makes backends with guards.

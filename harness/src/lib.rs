@@ -13,6 +13,7 @@ mod layers;
 mod meter;
 #[cfg(feature = "gpu")]
 mod nvml;
+mod profile;
 mod progress;
 mod prompt;
 mod random_adapter;

@@ -33,7 +33,8 @@ impl NvmlCounter {
     /// # Errors
     /// When the GPU does not count, for a reader.
     pub fn joules(&self) -> Result<f64, String> {
-        let millijoules = self.nvml.device_by_index(self.index).and_then(|gpu| gpu.total_energy_consumption());
+        let millijoules =
+            self.nvml.device_by_index(self.index).and_then(|gpu| gpu.total_energy_consumption());
         millijoules.map(|mj| mj as f64 / 1e3).map_err(|error| format!("NVML: energy counter: {error}"))
     }
 
@@ -47,7 +48,8 @@ impl NvmlCounter {
             let watcher = scope.spawn(|| self.changes(&done));
             let result = work();
             done.store(true, std::sync::atomic::Ordering::Relaxed);
-            let changes = watcher.join().unwrap_or_else(|_| Err("NVML: the reader of the counter failed".into()));
+            let changes =
+                watcher.join().unwrap_or_else(|_| Err("NVML: the reader of the counter failed".into()));
             (result, changes.and_then(|changes| slope(&changes)))
         })
     }
@@ -99,7 +101,8 @@ mod tests {
 
     #[test]
     fn power_is_what_was_counted_between_the_first_change_and_the_last() {
-        let steady: Vec<_> = (0..20).map(|i| (0.05 + f64::from(i) * 0.1, 1000.0 + f64::from(i) * 25.0)).collect();
+        let steady: Vec<_> =
+            (0..20).map(|i| (0.05 + f64::from(i) * 0.1, 1000.0 + f64::from(i) * 25.0)).collect();
         assert!((slope(&steady).unwrap() - 250.0).abs() < 1e-9);
         assert!(slope(&steady[..9]).unwrap_err().contains("9 times"));
     }

@@ -124,10 +124,8 @@ impl Dispatch {
             cache: None,
         });
         let a = gpu.storage("ceilings", 16)?;
-        let entries = [(0, x), (1, &a)].map(|(binding, buffer)| wgpu::BindGroupEntry {
-            binding,
-            resource: buffer.as_entire_binding(),
-        });
+        let entries = [(0, x), (1, &a)]
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() });
         let bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("ceilings"),
             layout: &pipeline.get_bind_group_layout(0),

@@ -94,8 +94,10 @@ fn quantized_matrices_overlap_and_none_begins_where_another_does() {
             let dense = Model::random(shape, Dtype::Bf16, 1).unwrap();
             let model = Model::random_quantized(shape, quant, 1).unwrap();
             assert_eq!((&model.spec, model.weights.layers.len()), (&dense.spec, dense.weights.layers.len()));
-            let matrices: Vec<&Matrix> = model.weights.layers.iter().map(|layer| &*layer.down.weight).collect();
-            let places: Vec<_> = matrices.iter().map(|m| m.parts[0].data.as_ref().as_ptr() as usize).collect();
+            let matrices: Vec<&Matrix> =
+                model.weights.layers.iter().map(|layer| &*layer.down.weight).collect();
+            let places: Vec<_> =
+                matrices.iter().map(|m| m.parts[0].data.as_ref().as_ptr() as usize).collect();
             assert!(matrices.iter().all(|m| m.format == Format::Panels(quant.layers())), "{quant:?}");
             for pair in places.windows(2) {
                 let apart = pair[0].abs_diff(pair[1]);
@@ -105,7 +107,10 @@ fn quantized_matrices_overlap_and_none_begins_where_another_does() {
             let square = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
             assert!((0.2..5.0).contains(&(square * row.len() as f32)), "{quant:?} {shape}: {square}");
             let again = Model::random_quantized(shape, quant, 1).unwrap();
-            assert_eq!(again.weights.layers[1].up.weight.row(0).unwrap(), model.weights.layers[1].up.weight.row(0).unwrap());
+            assert_eq!(
+                again.weights.layers[1].up.weight.row(0).unwrap(),
+                model.weights.layers[1].up.weight.row(0).unwrap()
+            );
         }
     }
 }

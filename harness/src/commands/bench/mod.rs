@@ -1,5 +1,6 @@
 //! `wattle bench`.
 
+mod load;
 pub(super) mod record;
 pub(super) mod runner;
 
@@ -17,6 +18,7 @@ use super::write_json;
 use crate::bandwidth;
 use crate::common::Common;
 use crate::error::Result;
+use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::report::Bytes;
 use crate::session::Source;
@@ -50,6 +52,12 @@ pub(crate) struct Args {
     /// interval (for `--lora-layers none` it should contain 1)
     #[arg(long)]
     paired: bool,
+    /// Measures loading --model instead, beside reading the same files, both with a warm page cache
+    #[arg(long, conflicts_with_all = ["shape", "compare", "profile", "paired"])]
+    load: bool,
+    /// Writes a flamegraph of what the processor did while tests ran (Unix, built with the feature `profile`)
+    #[arg(long, value_name = "FILE.svg")]
+    profile: Option<PathBuf>,
     /// Random weights (bf16) of a known model's shape instead of --model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
@@ -72,8 +80,12 @@ enum Output {
 
 /// Runs it.
 pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
+    if args.load {
+        return load::run(args, common, out);
+    }
     let record = args.compare.as_deref().map(Record::read).transpose()?;
     let mut bench = open(args, common)?;
+    let profile = args.profile.as_deref().map(Profile::start).transpose()?;
     let tests: Vec<Test> = args.adapters.iter().flat_map(|&adapters| tests(args, adapters)).collect();
     let progress = Progress::bar("bench", tests.len() * (args.repetitions as usize + 1));
     let mut lines = Vec::new();
@@ -81,6 +93,7 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         lines.push(bench.line(test, || progress.step())?);
     }
     drop(progress);
+    profile.map_or(Ok(()), Profile::write)?;
     // Afterwards, because its buffers would count as memory that decoding needs.
     let (gpu, threads) = (bench.gpu(), common.thread_count());
     let mut read = |bytes| match &gpu {

@@ -51,7 +51,7 @@ impl Line {
 }
 
 /// Comma-separated values under a header.
-pub(crate) fn write_csv(lines: &[Line], out: &mut dyn Write) -> Result<()> {
+pub(crate) fn write_csv(lines: &[impl Serialize], out: &mut dyn Write) -> Result<()> {
     let mut writer = csv::Writer::from_writer(out);
     for line in lines {
         writer.serialize(line).map_err(std::io::Error::from)?;

@@ -99,7 +99,8 @@ impl Runner {
             let base_first = paired && repetition % 2 == 0;
             let before = if base_first { self.rate(&Test { adapters: 0, ..*test })? } else { 0.0 };
             let rate = self.rate(test)?;
-            let base = if paired && !base_first { self.rate(&Test { adapters: 0, ..*test })? } else { before };
+            let base =
+                if paired && !base_first { self.rate(&Test { adapters: 0, ..*test })? } else { before };
             // The first run pays for what is made once.
             if repetition > 0 {
                 rates.push(rate);

@@ -84,9 +84,8 @@ impl Energy {
 
 /// The lines for a reader.
 pub(super) fn table(lines: &[Line]) -> Table {
-    let mut table = Table::new([
-        "shape", "test", "paths", "rank", "tokens/s", "watts", "idle", "J/token", "above idle",
-    ]);
+    let mut table =
+        Table::new(["shape", "test", "paths", "rank", "tokens/s", "watts", "idle", "J/token", "above idle"]);
     for line in lines {
         table.row([
             line.shape.clone(),

@@ -76,8 +76,10 @@ impl Timed<'_> {
         let timings = backend.take_timings();
         backend.set_timing(false);
         // Several plans of a backend have ops of the same name; only this one's ran.
-        let costs: BTreeMap<&str, OpCost> =
-            (0..).zip(&self.plan.ops).map(|(op, o)| (o.name.as_str(), self.plan.cost(op, &self.step))).collect();
+        let costs: BTreeMap<&str, OpCost> = (0..)
+            .zip(&self.plan.ops)
+            .map(|(op, o)| (o.name.as_str(), self.plan.cost(op, &self.step)))
+            .collect();
         let total: u64 = costs.values().map(OpCost::dram_bytes).sum();
         let mut sums: BTreeMap<(String, &'static str), (f64, u64, OpCost)> = BTreeMap::new();
         for timing in &timings {

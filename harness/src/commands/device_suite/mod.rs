@@ -110,7 +110,13 @@ impl<'a> Suite<'a> {
         let records = Records::open(&args.out)?;
         let command: Vec<_> = std::env::args().skip(1).collect();
         let facts = vec![
-            format!("{} ({}, {}{})", gpu.name, gpu.api, gpu.driver, if gpu.software { ", software" } else { "" }),
+            format!(
+                "{} ({}, {}{})",
+                gpu.name,
+                gpu.api,
+                gpu.driver,
+                if gpu.software { ", software" } else { "" }
+            ),
             format!("`wattle {}` (version {})", command.join(" "), env!("CARGO_PKG_VERSION")),
         ];
         let scope = scope(args.quick, quant, common.thread_count());
@@ -146,10 +152,9 @@ impl<'a> Suite<'a> {
         let multiply = ceilings.multiply_adds / 1e12;
         let info = ceilings.info();
         let timestamps = if info.timestamps { "" } else { ", no timestamps: kernels are not timed" };
-        let subgroups = info.subgroups.map_or_else(
-            || "no subgroups".to_owned(),
-            |(low, high)| format!("subgroups of {low} to {high}"),
-        );
+        let subgroups = info
+            .subgroups
+            .map_or_else(|| "no subgroups".to_owned(), |(low, high)| format!("subgroups of {low} to {high}"));
         let fact = format!(
             "reads {read:.1} GB/s (of {footprint} MiB), multiplies and adds {multiply:.3} T/s in f32; {subgroups}{timestamps}"
         );
@@ -242,7 +247,9 @@ impl<'a> Suite<'a> {
 fn device(backend: Backend) -> Result<Gpu> {
     let gpu = devices::gpus().into_iter().next();
     match (backend, gpu) {
-        (Backend::Cpu, _) => Err(Error::value("--backend", "cpu; the suite measures GPUs: accepted are auto and gpu")),
+        (Backend::Cpu, _) => {
+            Err(Error::value("--backend", "cpu; the suite measures GPUs: accepted are auto and gpu"))
+        }
         (_, None) => Err(Error::value("--backend", "no GPU was found (Vulkan, Metal or DX12)")),
         (Backend::Auto, Some(gpu)) if gpu.software => {
             let reason = format!("only a software GPU was found ({}); --backend gpu takes it", gpu.name);

@@ -71,7 +71,8 @@ pub(super) fn rows(name: &str, model: Model, options: &EngineOptions) -> Result<
             let same = |(one, other): (&f32, &f32)| one.to_bits() == other.to_bits();
             let expected = &together[&row];
             if !values.iter().all(|value| value.is_finite()) {
-                let reason = format!("{name}: logits of sequence {} at position {} are not finite", row.0, row.1);
+                let reason =
+                    format!("{name}: logits of sequence {} at position {} are not finite", row.0, row.1);
                 return Err(Error::Failed(reason));
             }
             if expected.len() != values.len() || !values.iter().zip(expected).all(same) {

@@ -56,12 +56,14 @@ impl Records {
     /// Adds a section to README.md: `facts`, the files, and `text`.
     pub fn readme(&self, title: &str, facts: &[String], text: &str) -> Result<()> {
         let path = self.dir.join("README.md");
-        let files: String = self.files.iter().map(|(name, holds)| format!("| `{name}` | {holds} |\n")).collect();
+        let files: String =
+            self.files.iter().map(|(name, holds)| format!("| `{name}` | {holds} |\n")).collect();
         let heading = if path.exists() { String::new() } else { format!("# {title}\n") };
         let facts: String = facts.iter().map(|fact| format!("- {fact}\n")).collect();
         let section =
             format!("{heading}\n## {}\n\n{facts}\n| file | holds |\n|---|---|\n{files}\n{text}", self.date);
-        let write = || OpenOptions::new().append(true).create(true).open(&path)?.write_all(section.as_bytes());
+        let write =
+            || OpenOptions::new().append(true).create(true).open(&path)?.write_all(section.as_bytes());
         write().map_err(|error| Error::file(&path, format!("cannot be written: {error}")))
     }
 }

@@ -84,7 +84,9 @@ impl Bench<'_> {
         let mut runner = Runner::new(model, options.clone(), self.scope.settings.clone(), sequences)?;
         match runner.gpu() {
             Some(_) => Ok(runner),
-            None => Err(Error::value("--backend", "the model runs on the CPU, not on the GPU that was found")),
+            None => {
+                Err(Error::value("--backend", "the model runs on the CPU, not on the GPU that was found"))
+            }
         }
     }
 
@@ -98,7 +100,8 @@ impl Bench<'_> {
         let tests: Vec<Test> = decode.chain(prompt).collect();
         let mut needed = self.scope.line;
         for test in &tests {
-            let name = self.name(rank, &format!("{}{}", describe(test), if masked { ", masked" } else { "" }));
+            let name =
+                self.name(rank, &format!("{}{}", describe(test), if masked { ", masked" } else { "" }));
             if !self.budget.has(needed, &name) {
                 continue;
             }
@@ -159,7 +162,8 @@ impl Bench<'_> {
 
     /// Joules of the fewest paths, of the most, and of a prompt.
     fn joules(&mut self, runner: &mut Runner, rank: u32, tests: &[Test]) {
-        let Some(energy) = self.energy.filter(|_| rank <= self.scope.ranks.first().copied().unwrap_or(0)) else {
+        let Some(energy) = self.energy.filter(|_| rank <= self.scope.ranks.first().copied().unwrap_or(0))
+        else {
             return;
         };
         let ends = [self.scope.paths.iter().min(), self.scope.paths.iter().max()].map(|paths| paths.copied());
