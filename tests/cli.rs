@@ -397,7 +397,7 @@ fn bench_says_what_weights_are_and_how_a_mask_compares_with_the_base() {
     assert_eq!(lines[0]["of_base"], Value::Null);
     let of_base = ["of_base_low", "of_base", "of_base_high"].map(|name| lines[1][name].as_f64().expect(name));
     assert!(of_base[0] > 0.0 && of_base.is_sorted(), "{of_base:?}");
-    assert!(stdout(&args).contains("| of base"));
+    assert!(stdout(&args).contains(" of base |"));
 }
 
 #[test]
