@@ -79,7 +79,7 @@ impl Backend for CpuBackend {
                     validate::factors(&prepared.plan, slot, &factors)?;
                 }
                 let CpuOptions { mode, precision, .. } = self.options;
-                let new = Slot::new(factors, self.slots.values(), mode, precision);
+                let new = Slot::new(factors, self.slots.values(), mode, precision)?;
                 self.slots.insert(slot, new)
             }
         };
