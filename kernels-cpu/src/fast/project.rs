@@ -84,19 +84,21 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// Outputs of a block, in whole panels: as many as threads want and, of a dense matrix, the cache. Quantized ones see
-/// to that themselves, panel by panel.
-fn block(outputs: usize, x: &Operand, work: usize) -> usize {
-    let inputs = x.floats.first().map_or(1, |x| x.len().max(1));
+/// Outputs of a block, in whole panels: as many as threads and, for a dense matrix, the cache want. Quantized ones see to
+/// the cache themselves, panel by panel.
+fn block(outputs: usize, x: &Operand, matrices: usize) -> usize {
+    let (rows, inputs) = (x.floats.len(), x.floats.first().map_or(1, |x| x.len().max(1)));
+    let parts = parts(matrices * rows * inputs * outputs);
+    // One row waits for memory, which gives long stretches faster than many short ones.
+    let parts = if rows == 1 { parts.div_ceil(2) } else { parts };
     let most = if x.lines.is_some() { usize::MAX } else { (BLOCK / inputs).max(4) };
-    outputs.div_ceil(parts(work)).min(most).next_multiple_of(LANES)
+    outputs.div_ceil(parts).min(most).next_multiple_of(LANES)
 }
 
 /// `x` \[rows, inputs\], `y` \[rows, outputs\].
 pub fn project(op: &Project, x: &[f32], y: &mut [f32]) {
-    let inputs = op.weight.cols;
     let x = &Operand::new(x, &[op.weight], op.precision);
-    let per = block(op.outputs, x, op.rows.len() * inputs * op.outputs);
+    let per = block(op.outputs, x, 1);
     each(columns(y, op.outputs, per), |mut columns| {
         if let Some((lora, _)) = op.lora {
             run(Fetch { rows: op.rows, lora, outputs: columns.range() });
@@ -135,9 +137,8 @@ impl Work for ProjectEnd<'_> {
 
 /// `x` \[rows, inputs\], `y` \[rows, outputs\].
 pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
-    let inputs = op.weights[0].cols;
     let x = &Operand::new(x, &op.weights, op.precision);
-    let per = block(op.outputs, x, 2 * op.rows.len() * inputs * op.outputs);
+    let per = block(op.outputs, x, op.weights.len());
     each(columns(y, op.outputs, per), |mut columns| {
         let width = columns.rows.first().map_or(0, |y| y.len());
         let mut up = vec![0.0; width * op.rows.len()];
