@@ -153,12 +153,12 @@ mod tests {
         let other = Line { threads: 6, ..line(100.0, 0.0) };
         // The last of equal lines counts.
         let changes =
-            record.changes(&[line(97.0, 0.02), line(97.0, 0.06), line(150.0, 0.5), line(99.9, 0.0), other]);
+            record.changes(&[line(97.0, 0.02), line(97.0, 0.06), line(150.0, 0.5), line(99.5, 0.0), other]);
         let expected = [
             Change::Slower(0.97),
             Change::Same(0.97),
             Change::Faster(1.5),
-            Change::Same(0.999),
+            Change::Same(0.995),
             Change::Unknown,
         ];
         assert_eq!(changes, expected);
