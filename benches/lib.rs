@@ -27,8 +27,8 @@ pub fn bench_kernel(c: &mut Criterion, kernel: &'static str, cases: &[Case]) {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
     for case in cases {
-        let Some(plan) = case.plan(kernel) else { continue };
         for backend in [BackendChoice::Cpu, BackendChoice::Auto] {
+            let Some(plan) = case.plan(kernel, backend) else { continue };
             if let Some(mut runner) = Runner::new(case, backend, &plan) {
                 for op in (0..plan.ops.len()).filter(|&op| plan.ops[op].kind.kernel() == kernel) {
                     runner.bench(&mut group, kernel, case, op);

@@ -28,7 +28,18 @@ fn lora<'a>(site: &Site, io: &Io<'a>) -> Lora<Factor<'a>> {
     });
     let targets = site.targets.iter().zip(pairs);
     let targets = targets.map(|(t, slots)| Target { start: t.start, rows: t.rows, slots }).collect();
-    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, targets }
+    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, part: site.part, targets }
+}
+
+/// Whether an op has a fast version. What [`crate::plan::FuseOptions::CPU`] does not ask for has none.
+pub(super) fn has(op: &Op) -> bool {
+    let whole = op.sites().all(|site| site.partials() == 1);
+    let known = match &op.kind {
+        OpKind::Project(project) => project.norm.is_none(),
+        OpKind::RopeKv(rope_kv) => rope_kv.lora.is_none(),
+        _ => true,
+    };
+    op.carry.is_none() && whole && known
 }
 
 /// Runs `op`; what it draws, if it samples.

@@ -52,6 +52,9 @@ impl DeviceInfo {
     }
 }
 
+/// The most storage buffers that a kernel binds.
+const STORAGE_BUFFERS: u32 = 10;
+
 const TIMESTAMPS: wgpu::Features =
     wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES);
 
@@ -122,6 +125,11 @@ impl Gpu {
     pub fn open(options: &GpuOptions) -> Result<Self> {
         let adapter = choose(options)?;
         let info = DeviceInfo::of(&adapter);
+        let buffers = adapter.limits().max_storage_buffers_per_shader_stage;
+        if buffers < STORAGE_BUFFERS {
+            let reason = format!("{buffers} storage buffers per shader, kernels need {STORAGE_BUFFERS}");
+            return Err(Error::device(&info.name, reason));
+        }
         let wanted = wgpu::Features::SUBGROUP | TIMESTAMPS;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wattle"),
