@@ -161,4 +161,3 @@ impl Request {
         Self { lora, ..self }
     }
 }
-

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 pub use factors::{Factors, Pair, Place, Target};
 pub use join::join;
-pub use residency::ResidencyCounts;
 pub(crate) use residency::Residency;
+pub use residency::ResidencyCounts;
 
 use crate::Result;
 use crate::model::Spec;

@@ -83,7 +83,8 @@ impl Engine {
         let needs = needs(&self.adapters, &self.model, &self.options, context)?;
         let slots = needs.lora.slots;
         if !self.adapters.can_resize(slots) {
-            let reason = format!("requests that run hold more slots than the {slots} for which there is room");
+            let reason =
+                format!("requests that run hold more slots than the {slots} for which there is room");
             return Err(Error::value("adapters", reason));
         }
         if !self.runtime.covers(&needs) {
@@ -109,10 +110,8 @@ impl Engine {
 
 /// Reads PEFT directories for a model of this shape, joined to one adapter.
 pub(crate) fn read(adapters: &[(&Path, f32)], spec: &Spec) -> Result<Adapter> {
-    let loaded: Vec<(Adapter, f32)> = adapters
-        .iter()
-        .map(|&(dir, scale)| Ok((Adapter::load(dir, spec)?, scale)))
-        .collect::<Result<_>>()?;
+    let loaded: Vec<(Adapter, f32)> =
+        adapters.iter().map(|&(dir, scale)| Ok((Adapter::load(dir, spec)?, scale))).collect::<Result<_>>()?;
     let parts: Vec<(&Adapter, f32)> = loaded.iter().map(|(adapter, scale)| (adapter, *scale)).collect();
     adapter::join(&parts)
 }

@@ -1,11 +1,12 @@
 //! The engine's runtime and adapter slots, as the scheduler sees them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use wattle_shaders::Sampled;
 
-use super::orders::choice;
 use super::Engine;
+use super::orders::choice;
 use crate::adapter::{Adapter, Residency};
 use crate::backend::{Capacity, Step, Ticket};
 use crate::error::Result;
@@ -17,11 +18,17 @@ use crate::schedule::{Choice, Host};
 pub(crate) struct EngineHost<'e> {
     runtime: &'e mut Runtime,
     adapters: &'e mut Residency,
+    held: &'e mut BTreeSet<u32>,
 }
 
 impl Engine {
     pub(crate) fn host(&mut self) -> EngineHost<'_> {
-        EngineHost { runtime: &mut self.runtime, adapters: &mut self.adapters }
+        EngineHost { runtime: &mut self.runtime, adapters: &mut self.adapters, held: &mut self.held }
+    }
+
+    /// Sequences of the device that paths hold: none when nothing runs.
+    pub fn sequences_held(&self) -> usize {
+        self.held.len()
     }
 }
 
@@ -66,6 +73,7 @@ impl Host for EngineHost<'_> {
 
     fn begin(&mut self, sequence: u32, _positions: usize) -> Result<bool> {
         self.runtime.backend.reset_sequence(sequence)?;
+        self.held.insert(sequence);
         Ok(true)
     }
 
@@ -73,7 +81,9 @@ impl Host for EngineHost<'_> {
         self.runtime.backend.copy_sequence(from, to, positions)
     }
 
-    fn end(&mut self, _sequence: u32) {}
+    fn end(&mut self, sequence: u32) {
+        self.held.remove(&sequence);
+    }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket> {
         self.runtime.submit(step)

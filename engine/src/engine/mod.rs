@@ -6,6 +6,7 @@ mod orders;
 
 pub(crate) use adapters::read as read_adapters;
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Engine {
     adapters: Residency,
     policy: Option<Box<dyn LoraPolicy>>,
     runtime: Runtime,
+    /// Sequences of the device that running paths hold.
+    held: BTreeSet<u32>,
     /// How often the runtime was made anew: schedulers then encode again what runs.
     rebuilds: u64,
 }
@@ -80,7 +83,8 @@ impl Engine {
         let runtime = Runtime::new(&model, &options, needs, &[])?;
         adapters.resize(needs.lora.slots);
         let (tokenizer, chat_template, policy) = (None, None, None);
-        Ok(Self { model, tokenizer, chat_template, options, adapters, policy, runtime, rebuilds: 0 })
+        let (held, rebuilds) = (BTreeSet::new(), 0);
+        Ok(Self { model, tokenizer, chat_template, options, adapters, policy, runtime, held, rebuilds })
     }
 
     /// Asks a policy about every request from now on; `None` leaves requests as they are.
@@ -239,12 +243,14 @@ impl Engine {
         self.make_room(order.limits.tokens(&request))?;
         let mut host = self.host();
         let slot = match &order.lora.adapter {
-            Some(adapter) => {
-                host.take_slot(adapter)?.map(Some).ok_or_else(|| Error::value("adapter", "no slot is free"))?
-            }
+            Some(adapter) => host
+                .take_slot(adapter)?
+                .map(Some)
+                .ok_or_else(|| Error::value("adapter", "no slot is free"))?,
             None => None,
         };
-        let logits = self.logits_in(ids, &order.lora.in_slot(slot), ids.len() > order.limits.original_context);
+        let logits =
+            self.logits_in(ids, &order.lora.in_slot(slot), ids.len() > order.limits.original_context);
         slot.map_or(Ok(()), |slot| self.host().give_slot(slot)).and(logits)
     }
 

@@ -140,7 +140,8 @@ fn check_closing(request: &Request, limits: &PathLimits, spec: &Spec) -> Result<
     check_ids(&closing.ids, spec)?;
     let (needed, room) = (closing.tokens(), limits.tokens(request).saturating_sub(request.ids.len()));
     if needed >= room {
-        let reason = format!("it and the answer take {needed} tokens, of a budget of {room}; one must be left");
+        let reason =
+            format!("it and the answer take {needed} tokens, of a budget of {room}; one must be left");
         return Err(Error::value("closing prompt", reason));
     }
     Ok(())

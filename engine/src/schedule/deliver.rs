@@ -63,8 +63,9 @@ impl Scheduler {
         let choice = host.resolve(lora)?;
         let slot = match &choice.adapter {
             Some(adapter) => {
-                let none =
-                    || Error::value("adapter", "all slots are held by other requests: none is free to switch to");
+                let none = || {
+                    Error::value("adapter", "all slots are held by other requests: none is free to switch to")
+                };
                 Some(host.take_slot(adapter)?.ok_or_else(none)?)
             }
             None => None,

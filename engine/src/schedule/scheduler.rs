@@ -186,7 +186,11 @@ impl Scheduler {
         if let Some(adapter) = &job.order.lora.adapter {
             slot = host.take_slot(adapter)?;
             if slot.is_none() {
-                return if alone { self.fail(number, refuse("adapter slot"), host) } else { Ok(Begin::Later) };
+                return if alone {
+                    self.fail(number, refuse("adapter slot"), host)
+                } else {
+                    Ok(Begin::Later)
+                };
             }
         }
         let room = host.begin(id, job.order.limits.tokens(&job.order.request));
@@ -211,7 +215,9 @@ impl Scheduler {
         sequence.waits_for_copy = first.is_some_and(Sequence::will_be_copyable);
         self.running.push(sequence);
         self.next_serial += 1;
-        self.jobs.range_mut(..number).for_each(|(_, older)| older.overtaken += u32::from(older.has_waiting()));
+        self.jobs
+            .range_mut(..number)
+            .for_each(|(_, older)| older.overtaken += u32::from(older.has_waiting()));
         Ok(Begin::Begun)
     }
 

@@ -289,7 +289,8 @@ impl Sequence {
         } else {
             self.is_full().then_some(Finish::Length)
         };
-        let rest = if finish.is_some_and(|finish| finish != Finish::Stop) { self.flush() } else { String::new() };
+        let rest =
+            if finish.is_some_and(|finish| finish != Finish::Stop) { self.flush() } else { String::new() };
         let text = text + &rest;
         let first = Delivered { token: sampled.token, logprob: sampled.logprob, text, finish };
         let mut delivered = vec![first];

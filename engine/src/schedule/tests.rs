@@ -225,8 +225,7 @@ fn any_request() -> impl Strategy<Value = (Request, Option<usize>, Option<u64>)>
         |(prompt, new, paths, priority, closes, seed)| {
             let mut request = Request { priority, ..request(prompt, new, paths) };
             request.sampling.seed = seed;
-            request.closing =
-                (closes && new > 4).then(|| Closing { ids: vec![1, 2], answer_tokens: 2 });
+            request.closing = (closes && new > 4).then(|| Closing { ids: vec![1, 2], answer_tokens: 2 });
             request
         },
     );
@@ -345,7 +344,8 @@ fn cancelling_frees_within_a_step_and_deadlines_end_with_what_there_is() {
     step(&mut scheduler);
     assert!(scheduler.load().requests == 0);
     let results = results(scheduler.take_done());
-    let finishes = |job| results[&job].paths.iter().map(|p| (p.finish, !p.token_ids.is_empty())).collect::<Vec<_>>();
+    let finishes =
+        |job| results[&job].paths.iter().map(|p| (p.finish, !p.token_ids.is_empty())).collect::<Vec<_>>();
     assert_eq!(finishes(first), [(Finish::Cancelled, true); 2]);
     assert_eq!(finishes(second), [(Finish::Deadline, true); 2]);
     assert_eq!(finishes(third), [(Finish::Deadline, false); 2]);

@@ -125,7 +125,14 @@ impl Client {
     /// # Errors
     /// As [`Self::load_adapter`], or that no such adapter is loaded.
     pub fn replace_adapter(&self, id: AdapterId, dir: impl AsRef<Path>, scale: f32) -> Result<()> {
-        let adapter = read_adapters(&[(dir.as_ref(), scale)], &self.shared.spec)?;
+        self.swap_adapter(id, read_adapters(&[(dir.as_ref(), scale)], &self.shared.spec)?)
+    }
+
+    /// [`Self::replace_adapter`] by one that is in memory already.
+    ///
+    /// # Errors
+    /// As [`Self::replace_adapter`].
+    pub fn swap_adapter(&self, id: AdapterId, adapter: Adapter) -> Result<()> {
         self.ask(|reply| Change::Replace(id, adapter, reply))
     }
 

@@ -4,8 +4,6 @@
 mod client;
 mod metrics;
 mod places;
-#[cfg(test)]
-mod tests;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,6 +43,12 @@ pub struct ServiceLoad {
     pub slots: usize,
     /// Slots that running paths hold.
     pub slots_held: usize,
+    /// Steps so far.
+    pub steps: u64,
+    /// Prompt positions so far that were taken from a cache instead of being run.
+    pub shared_positions: u64,
+    /// How often running requests encoded again what they had, because the device was made anew.
+    pub restarts: u64,
 }
 
 /// Owns the thread that owns the engine. Dropping it cancels what runs and waits for the thread.

@@ -198,8 +198,17 @@ impl Worker {
             }
         }
         let (load, (adapters, [slots, slots_held])) = (self.scheduler.load(), self.engine.adapter_slots());
-        let (queued, requests, paths) = (load.queued, load.requests, load.running);
-        let public = ServiceLoad { queued, requests, paths, adapters, slots, slots_held };
+        let public = ServiceLoad {
+            queued: load.queued,
+            requests: load.requests,
+            paths: load.running,
+            adapters,
+            slots,
+            slots_held,
+            steps: load.steps,
+            shared_positions: load.shared_positions,
+            restarts: load.restarts,
+        };
         self.published.update(&public, &load, self.engine.adapter_counts());
         *self.load.lock().unwrap_or_else(PoisonError::into_inner) = public;
     }
