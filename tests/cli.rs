@@ -1,48 +1,17 @@
 //! The command line as scripts see it: exit codes, messages, JSON shapes, and nothing but results on a pipe.
 #![allow(clippy::expect_used, reason = "tests fail by panicking")]
 
+mod command;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
+use command::{backends, command, json, keys, message, stdout, wattle};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattle"));
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-fn wattle(args: &[&str]) -> Output {
-    command(args).output().expect("the binary starts")
-}
-
-/// What a command that succeeds prints; progress or logs on stderr are a failure.
-fn stdout(args: &[&str]) -> String {
-    let output = wattle(args);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{args:?}");
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(!text.contains(['\r', '\x1b']), "control characters on a pipe: {args:?}: {text:?}");
-    text
-}
-
-fn json(args: &[&str]) -> Value {
-    serde_json::from_str(&stdout(args)).expect("one JSON value")
-}
-
-/// What a command that fails says: one message, no results, no panic.
-fn message(args: &[&str], code: i32) -> String {
-    let output = wattle(args);
-    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{args:?}");
-    assert!(stderr.starts_with("error: ") && !stderr.contains("panicked"), "{args:?}: {stderr}");
-    stderr
-}
 
 fn fixture(name: &str) -> String {
     format!("{TREE}/tests/fixtures/models/{name}")
@@ -51,23 +20,6 @@ fn fixture(name: &str) -> String {
 fn sprout() -> PathBuf {
     let folder = std::env::var_os("WATTLE_MODELS").map_or(Path::new(TREE).join("models"), PathBuf::from);
     folder.join("sprout")
-}
-
-/// The backends that can be tested here. Without a GPU adapter it says so, or fails where one is required.
-fn backends() -> Vec<&'static str> {
-    let devices = json(&["devices", "--json"]);
-    if devices["gpus"].as_array().is_some_and(|gpus| !gpus.is_empty()) {
-        return vec!["cpu", "gpu"];
-    }
-    assert!(std::env::var("WATTLE_REQUIRE_GPU").as_deref() != Ok("1"), "no GPU adapter");
-    println!("skipped on the GPU: no adapter was found");
-    vec!["cpu"]
-}
-
-fn keys(value: &Value) -> Vec<&str> {
-    let mut keys: Vec<_> = value.as_object().expect("an object").keys().map(String::as_str).collect();
-    keys.sort_unstable();
-    keys
 }
 
 #[test]
@@ -401,60 +353,4 @@ fn logits_are_written_through_a_link() {
     assert!(link.is_symlink());
     let bytes = std::fs::read(&file).expect("the file");
     assert!(SafeTensors::deserialize(&bytes).is_ok_and(|tensors| tensors.tensor("logits").is_ok()));
-}
-
-#[test]
-fn paths_vote_and_budgets_end_in_an_answer() {
-    let args = ["generate", "--backend", "cpu", "--json", "--paths", "5", "--temperature", "0.6", "--vote"];
-    let budget = ["--max-new-tokens", "40", "--closing", " Answer:", "--closing-tokens", "4"];
-    let value = json(&[&args[..], &budget].concat());
-    let vote = &value["vote"];
-    assert!(vote["winner"].is_string(), "{vote}");
-    assert_eq!(keys(vote), ["answers", "spared", "winner", "without"]);
-    let paths = value["paths"].as_array().expect("an array");
-    assert_eq!(paths.len(), 5);
-    assert!(paths.iter().all(|path| path["logprob"].as_f64().is_some_and(|logprob| logprob <= 0.0)));
-    assert!(paths.iter().all(|path| path["token_ids"].as_array().is_some_and(|ids| ids.len() <= 40)));
-    let cut = ["--max-new-tokens", "8", "--closing", " Answer:", "--closing-tokens", "3", "--ignore-eos"];
-    let value = json(&[&["generate", "--backend", "cpu", "--json"][..], &cut].concat());
-    let closing = value["paths"][0]["closing"].as_array().expect("the budget was too small without one");
-    assert_eq!(value["token_ids"].as_array().map(Vec::len), Some(8));
-    assert_eq!(closing[0].as_u64().zip(closing[1].as_u64()).map(|(count, after)| count + after), Some(5));
-    assert!(value["text"].as_str().is_some_and(|text| text.contains(" Answer:")));
-    assert!(
-        message(&["generate", "--max-new-tokens", "3", "--closing", " Answer:"], 1)
-            .contains("closing prompt")
-    );
-}
-
-#[test]
-fn a_soak_finds_nothing_wrong() {
-    for backend in backends() {
-        let value = json(&["soak", "--backend", backend, "--requests", "160", "--seed", "1", "--json"]);
-        let expected = [
-            "cancelled",
-            "completed",
-            "events",
-            "leaked_pages",
-            "leaked_slots",
-            "mismatches",
-            "rejected",
-            "requests",
-        ];
-        assert_eq!(keys(&value), expected);
-        for zero in ["leaked_pages", "leaked_slots", "mismatches"] {
-            assert_eq!(value[zero].as_u64(), Some(0), "{zero} on {backend}: {value}");
-        }
-        for some in ["cancelled", "completed", "rejected"] {
-            assert!(value[some].as_u64().is_some_and(|count| count > 0), "{some} on {backend}: {value}");
-        }
-        for event in
-            ["shared_positions", "slots_evicted", "adapters_replaced", "adapters_unloaded", "device_restarts"]
-        {
-            assert!(
-                value["events"][event].as_u64().is_some_and(|count| count > 0),
-                "{event} on {backend}: {value}"
-            );
-        }
-    }
 }

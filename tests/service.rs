@@ -3,7 +3,10 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Expected, engine, fixtures, options};
@@ -237,7 +240,7 @@ fn a_panic_in_an_observer_leaves_the_engine_usable() {
 #[test]
 fn a_device_that_is_lost_again_and_again_is_made_anew_and_requests_go_on_from_their_tokens() {
     on_both(|options| {
-        let limits = Limits { lost_after: Some(6), ..Limits::default() };
+        let limits = Limits { lost_after: Some(12), ..Limits::default() };
         let mut engine = open(&EngineOptions { limits, ..options.clone() });
         let id = engine.load_adapter(adapter("all-linear"), 1.0).expect("an adapter");
         let lora = Lora { from: ActiveFrom::Generated, ..Lora::new(id) };
@@ -321,4 +324,54 @@ fn a_byte_budget_bounds_the_slots_and_an_adapter_that_never_fits_is_refused() {
     assert!(engine.adapter_counts().evictions > 0);
     let whole = Adapter::load(&adapter("rank-16"), engine.spec()).expect("it loads");
     engine.replace_adapter(adapters[0], whole).expect("room as before");
+}
+
+/// Keeps what the service tells, by name.
+#[derive(Default)]
+struct Recorder(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+impl Recorder {
+    fn of(&self, name: &str) -> Arc<AtomicU64> {
+        Arc::clone(self.0.lock().expect("no panic").entry(name.into()).or_default())
+    }
+}
+
+impl metrics::Recorder for Recorder {
+    fn describe_counter(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_gauge(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_histogram(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+
+    fn register_counter(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Counter {
+        metrics::Counter::from_arc(self.of(key.name()))
+    }
+
+    fn register_gauge(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Gauge {
+        metrics::Gauge::from_arc(self.of(key.name()))
+    }
+
+    fn register_histogram(&self, _: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Histogram {
+        metrics::Histogram::noop()
+    }
+}
+
+#[test]
+fn what_happens_is_told_to_the_metrics_facade() {
+    let recorder: &'static Recorder = Box::leak(Box::default());
+    metrics::set_global_recorder(recorder).expect("no other test sets one");
+    let adapters = AdapterRoom { slots: Some(1), rank: 16, bytes: None };
+    let service = serve(&EngineOptions { adapters, ..options(BackendChoice::Cpu) });
+    let client = service.client();
+    for name in ["q-v", "rank-16"] {
+        let id = client.load_adapter(adapter(name), 1.0).expect("an adapter");
+        let request = Request { paths: 2, ..request(6, 5, 1) };
+        client.generate(request.with_lora(Lora::new(id))).expect("a generation");
+    }
+    settled(&client);
+    drop(service.stop());
+    let value = |name: &str| recorder.of(name).load(Ordering::Relaxed);
+    // Other tests of this process may add to the counters, and set the gauges.
+    assert!(value("wattle_new_tokens_total") >= 20 && value("wattle_prompt_tokens_total") >= 12);
+    assert!(value("wattle_requests_total") >= 2 && value("wattle_shared_positions_total") >= 10);
+    assert!(value("wattle_adapter_loads_total") >= 2 && value("wattle_adapter_evictions_total") >= 1);
+    assert!(f64::from_bits(value("wattle_adapter_slots")) >= 1.0);
 }

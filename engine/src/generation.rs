@@ -67,6 +67,8 @@ pub struct Generation {
 pub struct Report {
     /// Prompt tokens.
     pub prompt_tokens: usize,
+    /// Prompt tokens that paths did not run, because their keys and values were in the cache.
+    pub cached_tokens: usize,
     /// New tokens of all paths.
     pub new_tokens: usize,
     /// From submission to the begin of the first path.

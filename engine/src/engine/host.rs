@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use wattle_shaders::Sampled;
+use wattle_shaders::{Row, Sampled};
 
 use super::Engine;
 use super::orders::choice;
@@ -12,7 +12,7 @@ use crate::backend::{Capacity, Step, Ticket};
 use crate::error::Result;
 use crate::request::Lora;
 use crate::runtime::Runtime;
-use crate::schedule::{Choice, Host};
+use crate::schedule::{Choice, Host, Room};
 
 /// [`Host`] for an engine.
 pub(crate) struct EngineHost<'e> {
@@ -71,10 +71,10 @@ impl Host for EngineHost<'_> {
         self.sweep()
     }
 
-    fn begin(&mut self, sequence: u32, _positions: usize) -> Result<bool> {
+    fn begin(&mut self, sequence: u32, _rows: Vec<Row>, _room: Room) -> Result<Option<usize>> {
         self.runtime.backend.reset_sequence(sequence)?;
         self.held.insert(sequence);
-        Ok(true)
+        Ok(Some(0))
     }
 
     fn copy(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {

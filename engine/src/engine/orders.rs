@@ -35,8 +35,8 @@ impl Engine {
         Ok(scheduler.submit(order, now))
     }
 
-    /// Runs one step; `false` when nothing is left to do. A device that fails is made anew, once until a step succeeds,
-    /// and running requests go on from their tokens.
+    /// Runs one step; `false` when nothing is left to do. A device that fails is made anew, once until another token
+    /// comes, and running requests go on from their tokens.
     pub(crate) fn step(
         &mut self,
         scheduler: &mut Scheduler,

@@ -29,6 +29,7 @@ impl Scheduler {
                 "the model computed a value that is not finite; its weights or the adapter's are damaged";
             return self.fail_job(job, Error::value("logits", reason), host);
         }
+        self.drawn += 1;
         let mut end = None;
         for delivered in sequence.accept(sampled, now) {
             let crate::schedule::sequence::Delivered { token, logprob, text, finish } = delivered;

@@ -2,13 +2,26 @@
 
 use std::sync::Arc;
 
-use wattle_shaders::Sampled;
+use wattle_shaders::{Row, Sampled};
 
 use crate::adapter::Adapter;
 use crate::backend::{Capacity, Step, Ticket};
 use crate::error::Result;
 use crate::request::Lora;
 use crate::schedule::job::Choice;
+
+/// The room that a path needs on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Positions at most.
+    pub positions: usize,
+    /// All of them may be run a second time, differently (longrope): nothing that is shared stays so.
+    #[allow(
+        dead_code,
+        reason = "whole sequences are reserved: it matters to a cache that shares parts of them"
+    )]
+    pub anew: bool,
+}
 
 /// A device with its adapter slots and its memory, as the scheduler sees it. The engine implements it for its runtime;
 /// tests implement it without a model.
@@ -29,11 +42,12 @@ pub(crate) trait Host {
     /// Lets go of a slot.
     fn give_slot(&mut self, slot: u32) -> Result<()>;
 
-    /// Room for a path of up to `positions` positions on a free sequence, whose state is cleared; `false` while there is
-    /// none (then the path waits, and everything that ends makes room). An error is the request's alone: no room ever.
-    fn begin(&mut self, sequence: u32, positions: usize) -> Result<bool>;
+    /// Room for a path on a free sequence, whose state is cleared; `rows` are those that it will run first. Returns how
+    /// many of them it has already, and need not run: fewer than there are. `None` while there is no room (then the path
+    /// waits, and everything that ends makes room). An error is the request's alone: no room ever.
+    fn begin(&mut self, sequence: u32, rows: Vec<Row>, room: Room) -> Result<Option<usize>>;
 
-    /// Copies the first `positions` of a sequence, and its state, to another that has begun.
+    /// Gives a path the first `positions` of another's cache, and its state.
     fn copy(&mut self, from: u32, to: u32, positions: usize) -> Result<()>;
 
     /// The path on a sequence has ended: its room is free. Steps under way may still name the sequence.

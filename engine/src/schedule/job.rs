@@ -80,14 +80,18 @@ impl Job {
         self.order.request.deadline.map(|time| self.submitted.saturating_add(time))
     }
 
+    /// So many positions of a path's prompt came from a cache.
+    pub fn cached(&mut self, positions: usize) {
+        self.report.cached_tokens += positions;
+    }
+
     /// A path begins.
-    pub fn begin(&mut self, now: Duration) -> u32 {
+    pub fn begin(&mut self, now: Duration) {
         if self.next_path == 0 {
             self.report.queued = now.saturating_sub(self.submitted);
         }
         self.next_path += 1;
         self.running += 1;
-        self.next_path - 1
     }
 
     /// Takes a path's result. `voted`: the path ended by itself.

@@ -11,7 +11,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use host::Host;
+pub(crate) use host::{Host, Room};
 pub(crate) use job::{Choice, Order};
 pub(crate) use scheduler::{Load, Scheduler};
 pub(crate) use sequence::{PathLimits, ResolvedLora};

@@ -11,6 +11,9 @@ use crate::schedule::job::{Done, Job, Order};
 use crate::schedule::order::{self, Candidate};
 use crate::schedule::sequence::Sequence;
 
+/// Waiting requests that are tried in a step: a long queue for what is taken must not take the step's time.
+const TRIES: usize = 32;
+
 /// Sees every token.
 pub(crate) type Observer<'o> = &'o mut dyn FnMut(&Event<'_>) -> Control;
 
@@ -58,10 +61,12 @@ pub(crate) struct Scheduler {
     pub epoch: u64,
     /// Steps that were collected.
     pub(super) collected: u64,
+    /// Tokens that were drawn and delivered.
+    pub(super) drawn: u64,
     pub(super) last_step: [usize; 2],
     pub(super) shared_positions: u64,
     restarts: u64,
-    /// [`Self::collected`] when a failed device was made anew.
+    /// [`Self::drawn`] when a failed device was made anew.
     revived_at: Option<u64>,
 }
 
@@ -88,6 +93,7 @@ impl Scheduler {
             next_serial: 0,
             layers,
             collected: 0,
+            drawn: 0,
             last_step: [0; 2],
             shared_positions: 0,
             restarts: 0,
@@ -157,7 +163,7 @@ impl Scheduler {
             let mut candidates: Vec<Candidate> = candidates.collect();
             order::sort(&mut candidates);
             let mut progress = false;
-            for candidate in candidates {
+            for candidate in candidates.into_iter().take(TRIES) {
                 match self.begin(candidate.job, now, host)? {
                     Begin::Begun | Begin::Failed => progress = true,
                     Begin::Later if candidate.is_overdue() => {}
@@ -193,26 +199,31 @@ impl Scheduler {
                 };
             }
         }
-        let room = host.begin(id, job.order.limits.tokens(&job.order.request));
-        if let (false, Some(slot)) = (matches!(room, Ok(true)), slot) {
+        let (order, numbers) = (&job.order, [self.next_serial, number]);
+        let lora = order.lora.in_slot(slot);
+        let mut sequence = Sequence::new(numbers, (job.next_path, id), &order.request, lora, &order.limits);
+        // Later paths take the prompt from the first one, if that one is still at it.
+        let first = self.running.iter().find(|s| s.job == number && s.path == 0);
+        sequence.waits_for_copy = first.is_some_and(Sequence::will_be_copyable);
+        let rows = if sequence.waits_for_copy { Vec::new() } else { sequence.known_rows() };
+        let found = host.begin(id, rows, sequence.room());
+        if let (false, Some(slot)) = (matches!(found, Ok(Some(_))), slot) {
             host.give_slot(slot)?;
         }
-        match room {
-            Ok(true) => {}
-            Ok(false) if alone => return self.fail(number, refuse("room"), host),
-            Ok(false) => return Ok(Begin::Later),
+        match found {
+            Ok(Some(positions)) => {
+                sequence.found(positions);
+                job.cached(positions);
+                self.shared_positions += positions as u64;
+            }
+            Ok(None) if alone => return self.fail(number, refuse("room"), host),
+            Ok(None) => return Ok(Begin::Later),
             Err(error @ Error::Device { .. }) => return Err(error),
             Err(error) => return self.fail(number, error, host),
         }
         self.free.pop();
-        let path = job.begin(now);
+        job.begin(now);
         job.overtaken = 0;
-        let (order, numbers) = (&job.order, [self.next_serial, number]);
-        let lora = order.lora.in_slot(slot);
-        let mut sequence = Sequence::new(numbers, (path, id), &order.request, lora, &order.limits);
-        // Later paths take the prompt from the first one, if that one is still at it.
-        let first = self.running.iter().find(|s| s.job == number && s.path == 0);
-        sequence.waits_for_copy = first.is_some_and(Sequence::will_be_copyable);
         self.running.push(sequence);
         self.next_serial += 1;
         self.jobs
@@ -291,9 +302,9 @@ impl Scheduler {
         }
     }
 
-    /// Whether a device that fails now should be made anew: `false` if no step succeeded since the last time.
+    /// Whether a device that fails now should be made anew: `false` if no token came since the last time.
     pub fn may_revive(&mut self) -> bool {
-        self.revived_at.replace(self.collected) != Some(self.collected)
+        self.revived_at.replace(self.drawn) != Some(self.drawn)
     }
 
     /// The device under the host was made anew, with empty caches and the same slots: every path runs again what it
@@ -304,8 +315,9 @@ impl Scheduler {
         let mut lost = Vec::new();
         for sequence in &mut self.running {
             sequence.restart();
-            if !host.begin(sequence.id, sequence.limit())? {
-                lost.push(sequence.job);
+            match host.begin(sequence.id, sequence.known_rows(), sequence.room())? {
+                Some(positions) => sequence.found(positions),
+                None => lost.push(sequence.job),
             }
         }
         for job in lost {

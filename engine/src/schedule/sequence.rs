@@ -7,6 +7,7 @@ use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row,
 
 use crate::generation::{Finish, Path};
 use crate::request::{Request, Sampling};
+use crate::schedule::host::Room;
 use crate::stop::StopMatcher;
 use crate::tokenizer::{Stream, Tokenizer};
 
@@ -163,6 +164,23 @@ impl Sequence {
         self.tokens.len() >= self.limit()
     }
 
+    /// The room that it needs.
+    pub fn room(&self) -> Room {
+        let positions = self.limit();
+        Room { positions, anew: !self.long && positions > self.limits.original_context }
+    }
+
+    /// What it has to run before it draws again.
+    pub fn known_rows(&self) -> Vec<Row> {
+        (0..self.tokens.len()).map(|position| self.row_at(position)).collect()
+    }
+
+    /// So many of its positions are in the cache already.
+    pub fn found(&mut self, positions: usize) {
+        self.planned = positions;
+        self.counted = self.counted.max(positions);
+    }
+
     /// Rows that are to be run before another path can copy.
     pub fn before_copy(&self) -> usize {
         (self.prompt() - 1).saturating_sub(self.planned)
@@ -237,6 +255,18 @@ impl Sequence {
 
     fn row(&mut self, layers: usize) -> Row {
         let position = self.planned;
+        let row = self.row_at(position);
+        if row.slot != NO_INDEX && position >= self.counted {
+            let mask = LayerMask::from_words(row.lora);
+            let run = (0..layers).filter(|&layer| mask.has(layer as u32)).count();
+            self.lora_layers[0] += run as u64;
+            self.lora_layers[1] += (layers - run) as u64;
+        }
+        self.counted = self.counted.max(position + 1);
+        row
+    }
+
+    fn row_at(&self, position: usize) -> Row {
         let at = self.loras.partition_point(|&(start, _)| start <= position).saturating_sub(1);
         let lora = self.loras[at].1;
         let mask = lora.mask_at(position);
@@ -247,12 +277,6 @@ impl Sequence {
         if position >= self.tokens.len() {
             flags |= FROM_STATE;
         }
-        if lora.slot != NO_INDEX && position >= self.counted {
-            let run = (0..layers).filter(|&layer| mask.has(layer as u32)).count();
-            self.lora_layers[0] += run as u64;
-            self.lora_layers[1] += (layers - run) as u64;
-        }
-        self.counted = self.counted.max(position + 1);
         let token = self.tokens.get(position).copied().unwrap_or(0);
         let row = Row::prompt(token, position as u32, self.id);
         Row { slot: lora.slot, lora: mask.words(), flags, ..row }

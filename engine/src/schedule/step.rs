@@ -83,6 +83,7 @@ impl Scheduler {
                 host.copy(from, path.id, positions)?;
                 path.copied();
                 self.shared_positions += positions as u64;
+                self.jobs.get_mut(&job).into_iter().for_each(|job| job.cached(positions));
             }
         }
         Ok(())

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use wattle_shaders::{FROM_STATE, LayerMask, NO_INDEX, Sampled};
+use wattle_shaders::{FROM_STATE, LayerMask, NO_INDEX, Row, Sampled};
 
 use super::job::{Choice, Done, Order};
 use super::scheduler::Scheduler;
-use super::{Host, PathLimits};
+use super::{Host, PathLimits, Room};
 use crate::adapter::{ActivationRule, Adapter, Factors, Residency};
 use crate::backend::{Capacity, Step, Ticket};
 use crate::error::{Error, Result};
@@ -68,6 +68,12 @@ impl Device {
         (hash >> 40) as u32 % 50
     }
 
+    /// What a row's adapter does to it.
+    fn content(&self, row: &Row) -> u64 {
+        let active = row.slot != NO_INDEX && row.lora != [0; 4];
+        if active { self.contents[&row.slot] } else { 0 }
+    }
+
     fn forget(&mut self) {
         self.steps.clear();
         self.caches.iter_mut().for_each(Vec::clear);
@@ -103,16 +109,21 @@ impl Host for Device {
         Ok(())
     }
 
-    fn begin(&mut self, sequence: u32, positions: usize) -> Result<bool> {
-        let pages = positions.div_ceil(4);
+    fn begin(&mut self, sequence: u32, rows: Vec<Row>, room: Room) -> Result<Option<usize>> {
+        let pages = room.positions.div_ceil(4);
         self.reserved.remove(&sequence);
         if self.reserved.values().sum::<usize>() + pages > self.pages {
-            return Ok(false);
+            return Ok(None);
         }
         self.reserved.insert(sequence, pages);
-        self.caches[sequence as usize].clear();
         self.begun[sequence as usize] = true;
-        Ok(true)
+        // The longest beginning that any other sequence has in its cache, but for the last row.
+        let content = |row: &Row| (row.token, self.content(row));
+        let wanted: Cache = rows.iter().map(content).collect();
+        let same = |cache: &Cache| cache.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+        let found = self.caches.iter().map(same).max().unwrap_or(0).min(wanted.len().saturating_sub(1));
+        self.caches[sequence as usize] = wanted[..found].to_vec();
+        Ok(Some(found))
     }
 
     fn copy(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
@@ -140,8 +151,7 @@ impl Host for Device {
             if row.flags & FROM_STATE != 0 {
                 token = self.last[sequence];
             }
-            let active = row.slot != NO_INDEX && row.lora != [0; 4];
-            let lora = if active { self.contents[&row.slot] } else { 0 };
+            let lora = self.content(row);
             let cache = &mut self.caches[sequence];
             assert!(row.position as usize <= cache.len(), "a gap before position {}", row.position);
             cache.truncate(row.position as usize);
