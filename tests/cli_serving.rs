@@ -15,11 +15,14 @@ fn paths_vote_and_budgets_end_in_an_answer() {
     assert_eq!(keys(vote), ["answers", "spared", "winner", "without"]);
     let paths = value["paths"].as_array().expect("an array");
     assert_eq!(paths.len(), 5);
-    assert!(paths.iter().all(|path| path["logprob"].as_f64().is_some_and(|logprob| logprob <= 0.0)));
+    let reports = value["report"]["paths"].as_array().expect("an array");
+    assert_eq!(reports.len(), 5);
+    assert!(reports.iter().all(|path| path["logprob"].as_f64().is_some_and(|logprob| logprob <= 0.0)));
     assert!(paths.iter().all(|path| path["token_ids"].as_array().is_some_and(|ids| ids.len() <= 40)));
     let cut = ["--max-new-tokens", "8", "--closing", " Answer:", "--closing-tokens", "3", "--ignore-eos"];
     let value = json(&[&["generate", "--backend", "cpu", "--json"][..], &cut].concat());
-    let closing = value["paths"][0]["closing"].as_array().expect("the budget was too small without one");
+    let closing =
+        value["report"]["paths"][0]["closing"].as_array().expect("the budget was too small without one");
     assert_eq!(value["token_ids"].as_array().map(Vec::len), Some(8));
     assert_eq!(closing[0].as_u64().zip(closing[1].as_u64()).map(|(count, after)| count + after), Some(5));
     assert!(value["text"].as_str().is_some_and(|text| text.contains(" Answer:")));

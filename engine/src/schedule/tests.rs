@@ -184,8 +184,8 @@ fn adapter(content: u64) -> Arc<Adapter> {
 
 fn order(request: Request, adapter: Option<&Arc<Adapter>>) -> Order {
     let layers = if adapter.is_some() { LayerMask::ALL } else { LayerMask::NONE };
-    let limits =
-        PathLimits { context: 64, original_context: usize::MAX, tokenizer: None, eos: vec![7].into() };
+    let eos = if request.ignore_eos { Vec::new() } else { vec![7] };
+    let limits = PathLimits { context: 64, original_context: usize::MAX, tokenizer: None, eos: eos.into() };
     let lora = Choice { adapter: adapter.cloned(), layers, from: request.ids.len() / 2 };
     Order { request: Arc::new(request), lora, limits }
 }
@@ -335,30 +335,36 @@ fn cancelling_frees_within_a_step_and_deadlines_end_with_what_there_is() {
     let now = Cell::new(Duration::ZERO);
     let clock = || now.get();
     let long = |deadline| Request { ignore_eos: true, deadline, ..request(4, 40, 2) };
-    let first = scheduler.submit(order(long(None), None), Duration::ZERO);
-    let second = scheduler.submit(order(long(Some(Duration::from_secs(5))), None), Duration::ZERO);
-    let third = scheduler.submit(order(long(Some(Duration::from_secs(3))), None), Duration::ZERO);
     let mut step = |scheduler: &mut Scheduler| {
         scheduler.step(&mut device, &clock, &mut |_| Control::Continue).expect("a step");
     };
-    (0..4).for_each(|_| step(&mut scheduler));
-    assert_eq!((scheduler.load().running, scheduler.load().queued), (2, 2));
+    let submit = |scheduler: &mut Scheduler, deadline: Option<u64>| {
+        scheduler.submit(order(long(deadline.map(Duration::from_secs)), None), Duration::ZERO)
+    };
+    let first = submit(&mut scheduler, None);
+    step(&mut scheduler);
+    let [second, third, fourth] = [5, 3, 3].map(|seconds| submit(&mut scheduler, Some(seconds)));
+    (0..3).for_each(|_| step(&mut scheduler));
+    assert_eq!((scheduler.load().running, scheduler.load().queued), (2, 3));
     let mut other = Device::new(2, 16, 2);
     other.begun = vec![true; 2];
     scheduler.cancel(first, &mut other).expect("no slots to give back");
     assert_eq!(scheduler.load().running, 0, "at once");
     step(&mut scheduler);
-    assert_eq!(scheduler.load().running, 2, "the next step has the next request");
+    assert_eq!(scheduler.load().running, 2, "the next step has the next requests, a path of each");
     (0..3).for_each(|_| step(&mut scheduler));
     now.set(Duration::from_secs(6));
     step(&mut scheduler);
-    assert!(scheduler.load().requests == 0);
+    assert_eq!(scheduler.load().requests, 0);
     let results = results(scheduler.take_done());
-    let finishes =
-        |job| results[&job].paths.iter().map(|p| (p.finish, !p.token_ids.is_empty())).collect::<Vec<_>>();
+    let finishes = |job| {
+        let paths = results[&job].paths.iter();
+        paths.map(|path| (path.finish, !path.token_ids.is_empty())).collect::<Vec<_>>()
+    };
     assert_eq!(finishes(first), [(Finish::Cancelled, true); 2]);
-    assert_eq!(finishes(second), [(Finish::Deadline, true); 2]);
-    assert_eq!(finishes(third), [(Finish::Deadline, false); 2]);
+    assert_eq!(finishes(second), [(Finish::Deadline, true), (Finish::Deadline, false)]);
+    assert_eq!(finishes(third), finishes(second));
+    assert_eq!(finishes(fourth), [(Finish::Deadline, false); 2]);
 }
 
 #[test]

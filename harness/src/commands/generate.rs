@@ -232,17 +232,11 @@ struct PathJson<'a> {
     token_ids: &'a [u32],
     text: Option<&'a str>,
     finish: Finish,
-    /// Of all drawn tokens together.
-    logprob: f64,
-    /// Tokens that the closing prompt put there: how many, and after how many others.
-    closing: Option<[usize; 2]>,
 }
 
 impl<'a> PathJson<'a> {
     fn new(path: &'a Path) -> Self {
-        let closing = (!path.forced.is_empty()).then(|| [path.forced.len(), path.forced.start]);
-        let (logprob, text) = (path.logprob(), path.text.as_deref());
-        Self { token_ids: &path.token_ids, text, finish: path.finish, logprob, closing }
+        Self { token_ids: &path.token_ids, text: path.text.as_deref(), finish: path.finish }
     }
 }
 
