@@ -8,6 +8,7 @@ mod kernels;
 mod logits;
 mod plan;
 mod quantize;
+mod soak;
 mod tokenize;
 
 use std::io::Write;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Eval(eval::Args),
     /// Write a quantized copy of a model directory, which is read as it lies
     Quantize(quantize::Args),
+    /// Run random requests, adapters, cancels and faults at once, and compare every result with the request's alone
+    Soak(soak::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
 }
@@ -50,6 +53,7 @@ impl Command {
             Self::Devices(args) => devices::run(args, common, out),
             Self::Eval(args) => eval::run(args, common, out),
             Self::Quantize(args) => quantize::run(args, common, out),
+            Self::Soak(args) => soak::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
         }
     }

@@ -102,6 +102,9 @@ impl Backend for CpuBackend {
         let range = 0..prepared.plan.ops.len();
         prepared.limits.check(step)?;
         validate::doors(&prepared.plan, step, &Doors { range: range.clone(), ..Doors::default() })?;
+        if self.options.limits.lost_after.is_some_and(|steps| steps <= self.counters.steps) {
+            return Err(Error::device(&self.name, "lost, as a test wanted"));
+        }
         let sampled = self.execute(plan, step, range, &[], false)?.sampled;
         self.counters.steps += 1;
         self.results.insert(self.counters.steps, sampled);

@@ -157,6 +157,7 @@ impl Gpu {
             subgroups: asked.subgroups && info.subgroups.is_some(),
             f16: asked.f16 && info.f16,
             guards: asked.guards,
+            lost_after: asked.lost_after,
         };
         let pipelines = Pipelines::new(&device);
         Ok(Self { device, queue, info, limits, checked: options.checked, pipelines, reported })
