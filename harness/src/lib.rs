@@ -8,8 +8,12 @@ mod commands;
 mod common;
 mod devices;
 mod error;
+mod fresh;
 mod layers;
 mod meter;
+#[cfg(feature = "gpu")]
+mod nvml;
+mod profile;
 mod progress;
 mod prompt;
 mod random_adapter;

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use wattle_engine::backend::Timing;
+use wattle_engine::model::{Format, Matrix};
+use wattle_engine::plan::{OpKind, Plan};
 use wattle_engine::{Engine, Generation, Path};
 
 /// Kernels that a report names.
@@ -128,6 +130,30 @@ fn top_kernels(timings: &[Timing]) -> Vec<KernelTime> {
     kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     kernels.truncate(TOP);
     kernels
+}
+
+/// What most of the bytes of a plan's projections are kept in, the head apart: `none` for dense ones.
+pub(crate) fn quant_name(plan: &Plan) -> String {
+    let mut sums: BTreeMap<String, usize> = BTreeMap::new();
+    let mut add = |matrix: &Matrix| {
+        let name = match matrix.format {
+            Format::Dense(_) => "none".to_owned(),
+            Format::Panels(_) => matrix.format.to_string(),
+        };
+        *sums.entry(name).or_default() += matrix.bytes();
+    };
+    for op in plan.ops.iter().filter(|op| op.name != "head") {
+        match &op.kind {
+            OpKind::Project(project) => add(&project.weight),
+            OpKind::GateUp(gate_up) => {
+                add(&gate_up.gate);
+                add(&gate_up.up);
+            }
+            _ => {}
+        }
+    }
+    let most = sums.into_iter().max_by_key(|(_, bytes)| *bytes);
+    most.map_or_else(|| "none".to_owned(), |(name, _)| name)
 }
 
 /// The most memory that the process had resident so far (Linux: VmHWM, mapped files included).

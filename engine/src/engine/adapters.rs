@@ -8,7 +8,7 @@ use crate::adapter::{self, Adapter, Residency, ResidencyCounts};
 use crate::error::{Error, Result};
 use crate::model::{Model, Spec};
 use crate::options::{AdapterRoom, EngineOptions};
-use crate::plan::LoraCapacity;
+use crate::plan::{LoraCapacity, Op};
 use crate::request::AdapterId;
 use crate::runtime::{Needs, Runtime, compile};
 use crate::schedule::Host;
@@ -148,7 +148,7 @@ pub(super) fn needs(
 /// Bytes of one slot: A and B of all sites, f32.
 fn slot_bytes(model: &Model, options: &EngineOptions, one: LoraCapacity) -> u64 {
     let (_, adapted) = compile(model, options, one);
-    let mut sites: Vec<_> = (0..adapted.ops.len()).filter_map(|index| adapted.site(index)).collect();
+    let mut sites: Vec<_> = adapted.ops.iter().flat_map(Op::sites).collect();
     sites.sort_by_key(|site| Arc::as_ptr(site));
     sites.dedup_by_key(|site| Arc::as_ptr(site));
     sites.iter().map(|site| 4 * (site.a_len() + site.b_len()) as u64).sum()

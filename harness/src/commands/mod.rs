@@ -1,6 +1,8 @@
 //! One file per command.
 
 mod bench;
+#[cfg(feature = "gpu")]
+mod device_suite;
 mod devices;
 mod eval;
 mod generate;
@@ -39,6 +41,9 @@ pub(crate) enum Command {
     Soak(soak::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
+    /// Prove all kernels right on a GPU, then measure what it can do and write records
+    #[cfg(feature = "gpu")]
+    DeviceSuite(device_suite::Args),
 }
 
 impl Command {
@@ -55,6 +60,8 @@ impl Command {
             Self::Quantize(args) => quantize::run(args, common, out),
             Self::Soak(args) => soak::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
+            #[cfg(feature = "gpu")]
+            Self::DeviceSuite(args) => device_suite::run(args, common, out),
         }
     }
 }

@@ -16,7 +16,7 @@ use scaling::Scaling;
 
 use super::inputs::{Block, Lines, TILE, tiles};
 use super::simd::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work, run};
-use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels, Scales};
+use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels};
 
 /// Bytes between the codes in use and those that memory is asked for.
 const AHEAD: usize = 4096;

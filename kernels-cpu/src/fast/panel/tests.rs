@@ -4,7 +4,7 @@ use half::f16;
 
 use super::super::simd::run_all;
 use super::*;
-use crate::panels::Offset;
+use crate::panels::{Offset, Scales};
 
 /// A matrix with any codes, scales and offsets, as owned arrays.
 struct Arrays {
