@@ -22,6 +22,14 @@ impl Kind {
         }
     }
 
+    /// What plans are made for.
+    pub fn choice(self) -> BackendChoice {
+        match self {
+            Self::Cpu => BackendChoice::Cpu,
+            Self::Gpu => BackendChoice::Gpu,
+        }
+    }
+
     /// Whether there is such a device, with a clock.
     pub fn is_there(self) -> bool {
         self == Self::Cpu || GPU.lock().unwrap_or_else(PoisonError::into_inner).is_some()

@@ -38,12 +38,12 @@ pub fn bench_kernel(c: &mut Criterion, kernel: &'static str, cases: &[Case]) {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
     for case in cases {
-        let Some(plan) = case.plan(kernel) else { continue };
         for kind in [Kind::Cpu, Kind::Gpu].into_iter().filter(|kind| kind.is_there()) {
             if !*FULL && STARTED.elapsed() > LIMIT {
                 report::leave_out(format!("{kernel}/{}/{}/{}", case.model(), kind.name(), case.rows_name()));
                 continue;
             }
+            let Some(plan) = case.plan(kernel, kind.choice()) else { continue };
             if let Some(mut runner) = Runner::new(case, kind, &plan) {
                 for op in (0..plan.ops.len()).filter(|&op| plan.ops[op].kind.kernel() == kernel) {
                     runner.bench(&mut group, kernel, case, op);

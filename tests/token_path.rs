@@ -253,6 +253,22 @@ fn one_submit_and_sixteen_bytes_per_sample_and_nothing_on_the_host() {
 }
 
 #[test]
+fn a_llama_layer_is_seven_launches_on_a_gpu_and_an_adapter_adds_none() {
+    let Some(mut engine) = engine(&model("llama"), options(BackendChoice::Gpu)) else { return };
+    let adapter = engine.load_adapter(model("llama").join("adapters/all-linear"), 1.0).expect("an adapter");
+    let layers = engine.spec().layers as u64;
+    for lora in [Lora::BASE, Lora::new(adapter)] {
+        let before = engine.backend().counters();
+        let request = Request { lora, ignore_eos: true, ..Request::new(&ids("llama")[..8], 4) };
+        engine.generate(&request).expect("a generation");
+        let after = engine.backend().counters();
+        let steps = after.steps - before.steps;
+        // And embed, select, norm, head and sample.
+        assert_eq!(after.launches - before.launches, steps * (7 * layers + 5), "{lora:?}");
+    }
+}
+
+#[test]
 fn stopping_from_outside_and_at_the_context_end() {
     on_both(|options| {
         let mut engine = open("gpt2-prefix", options);

@@ -9,7 +9,7 @@ use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::options::{EngineOptions, PlanKind};
+use crate::options::{BackendChoice, EngineOptions, PlanKind};
 use crate::plan::{self, Extent, FuseOptions, LoraCapacity, Plan, TensorId};
 
 /// What the requests at hand need.
@@ -27,15 +27,6 @@ impl Needs {
             && self.lora.slots >= other.lora.slots
             && self.lora.rank >= other.lora.rank
             && self.lora.outside >= other.lora.outside
-    }
-
-    fn max(&self, other: &Self) -> Self {
-        let lora = LoraCapacity {
-            slots: self.lora.slots.max(other.lora.slots),
-            rank: self.lora.rank.max(other.lora.rank),
-            outside: self.lora.outside || other.lora.outside,
-        };
-        Self { context: self.context.max(other.context), lora }
     }
 }
 
@@ -63,9 +54,13 @@ impl Runtime {
         needs: Needs,
         slots: &[Option<Arc<Factors>>],
     ) -> Result<Self> {
-        let (base_plan, adapted_plan) = compile(model, options, needs.lora);
+        let (mut base_plan, mut adapted_plan) = compile(model, options, needs.lora);
         let capacity = capacity(&adapted_plan, options, needs.context)?;
         let mut backend = backend::create(options, capacity)?;
+        if options.backend == BackendChoice::Auto && backend.kind() == "cpu" {
+            let options = EngineOptions { backend: BackendChoice::Cpu, ..options.clone() };
+            (base_plan, adapted_plan) = compile(model, &options, needs.lora);
+        }
         backend.set_timing(options.timing);
         let mut prepare = |plan: Plan| -> Result<Prepared> {
             let plan = Arc::new(plan);
@@ -84,9 +79,9 @@ impl Runtime {
         self.needs.covers(needs)
     }
 
-    /// What a rebuilt runtime should have room for: what is needed, and no less than now.
-    pub fn grown(&self, needs: &Needs) -> Needs {
-        self.needs.max(needs)
+    /// What there is room for.
+    pub fn needs(&self) -> Needs {
+        self.needs
     }
 
     /// The plan that a step runs: the base plan when the host knows that every mask is off.
@@ -138,19 +133,27 @@ impl Runtime {
     }
 }
 
-/// The plans without and with LoRA that an engine with these options runs; they share their weights.
+/// The plans without and with LoRA that an engine with these options runs (with [`BackendChoice::Auto`], if there is a
+/// GPU); they share their weights.
 pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
     let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1), ..lora };
     let plain = plan::build(&model.spec, &model.weights, some);
     if options.plan == PlanKind::Plain {
         return (plain.without_lora(), plain);
     }
-    let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
-    let base = fused.without_lora();
+    let fuse_options = match options.backend {
+        BackendChoice::Auto | BackendChoice::Gpu if cfg!(feature = "gpu") => {
+            FuseOptions::gpu(binding(options))
+        }
+        _ => FuseOptions::CPU,
+    };
+    let fused = plan::fuse(&plain, fuse_options);
     if fused.max_b_pool_bytes() <= binding(options) {
-        return (base, fused);
+        return (fused.without_lora(), fused);
     }
-    (base, plan::fuse(&plain, FuseOptions { lora_epilogue: false }))
+    // Both norm the same way: a row must not notice whether others have LoRA.
+    let fuse_options = FuseOptions { lora_epilogue: false, ..FuseOptions::CPU };
+    (plan::fuse(&plain.without_lora(), fuse_options), plan::fuse(&plain, fuse_options))
 }
 
 /// Every device allows bindings of 128 MiB (WebGPU's default limit).

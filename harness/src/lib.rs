@@ -20,6 +20,7 @@ mod random_adapter;
 mod report;
 mod session;
 mod shipped;
+mod soak;
 mod table;
 mod tasks;
 

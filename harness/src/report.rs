@@ -8,7 +8,7 @@ use serde::Serialize;
 use wattle_engine::backend::Timing;
 use wattle_engine::model::{Format, Matrix};
 use wattle_engine::plan::{OpKind, Plan};
-use wattle_engine::{Engine, Generation};
+use wattle_engine::{Engine, Generation, Path};
 
 /// Kernels that a report names.
 const TOP: usize = 5;
@@ -26,11 +26,32 @@ pub(crate) struct KernelTime {
     pub launches: u64,
 }
 
+/// What is reported of a path.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct PathReport {
+    /// Of all drawn tokens together, natural log.
+    pub logprob: f64,
+    /// Per drawn token.
+    pub mean_logprob: f64,
+    /// Tokens that the closing prompt put there, and how many came before them; `null` where none was needed.
+    pub closing: Option<[usize; 2]>,
+}
+
+impl PathReport {
+    fn new(path: &Path) -> Self {
+        let closing = (!path.forced.is_empty()).then(|| [path.forced.len(), path.forced.start]);
+        Self { logprob: path.logprob(), mean_logprob: path.mean_logprob(), closing }
+    }
+}
+
 /// A generation's report, with what it ran on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Report {
     pub prompt_tokens: usize,
+    /// Prompt tokens that paths found in the cache instead of running them.
+    pub cached_tokens: usize,
     pub new_tokens: usize,
+    pub paths: Vec<PathReport>,
     pub prompt_tokens_per_second: f64,
     /// Summed over paths.
     pub decode_tokens_per_second: f64,
@@ -55,7 +76,9 @@ impl Report {
         let (report, backend) = (&generation.report, engine.backend());
         Self {
             prompt_tokens: report.prompt_tokens,
+            cached_tokens: report.cached_tokens,
             new_tokens: report.new_tokens,
+            paths: generation.paths.iter().map(PathReport::new).collect(),
             prompt_tokens_per_second: report.prompt_rate(),
             decode_tokens_per_second: report.decode_rate(generation.paths.len()),
             time_to_first_token_seconds: report.first_token.as_secs_f64(),

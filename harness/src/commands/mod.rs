@@ -10,6 +10,7 @@ mod kernels;
 mod logits;
 mod plan;
 mod quantize;
+mod soak;
 mod tokenize;
 
 use std::io::Write;
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Eval(eval::Args),
     /// Write a quantized copy of a model directory, which is read as it lies
     Quantize(quantize::Args),
+    /// Run random requests, adapters, cancels and faults at once, and compare every result with the request's alone
+    Soak(soak::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
     /// Prove all kernels right on a GPU, then measure what it can do and write records
@@ -55,6 +58,7 @@ impl Command {
             Self::Devices(args) => devices::run(args, common, out),
             Self::Eval(args) => eval::run(args, common, out),
             Self::Quantize(args) => quantize::run(args, common, out),
+            Self::Soak(args) => soak::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
             #[cfg(feature = "gpu")]
             Self::DeviceSuite(args) => device_suite::run(args, common, out),

@@ -55,6 +55,9 @@ impl DeviceInfo {
     }
 }
 
+/// The most storage buffers that a kernel binds.
+const STORAGE_BUFFERS: u32 = 10;
+
 const TIMESTAMPS: wgpu::Features =
     wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES);
 
@@ -125,6 +128,11 @@ impl Gpu {
     pub fn open(options: &GpuOptions) -> Result<Self> {
         let adapter = choose(options)?;
         let info = DeviceInfo::of(&adapter);
+        let buffers = adapter.limits().max_storage_buffers_per_shader_stage;
+        if buffers < STORAGE_BUFFERS {
+            let reason = format!("{buffers} storage buffers per shader, kernels need {STORAGE_BUFFERS}");
+            return Err(Error::device(&info.name, reason));
+        }
         let wanted = wgpu::Features::SUBGROUP | TIMESTAMPS;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wattle"),
@@ -152,6 +160,7 @@ impl Gpu {
             subgroups: asked.subgroups && info.subgroups.is_some(),
             f16: asked.f16 && info.f16,
             guards: asked.guards,
+            lost_after: asked.lost_after,
         };
         let pipelines = Pipelines::new(&device);
         Ok(Self { device, queue, info, limits, checked: options.checked, pipelines, reported })
