@@ -29,15 +29,6 @@ impl Needs {
             && self.lora.rank >= other.lora.rank
             && self.lora.outside >= other.lora.outside
     }
-
-    fn max(&self, other: &Self) -> Self {
-        let lora = LoraCapacity {
-            slots: self.lora.slots.max(other.lora.slots),
-            rank: self.lora.rank.max(other.lora.rank),
-            outside: self.lora.outside || other.lora.outside,
-        };
-        Self { context: self.context.max(other.context), lora }
-    }
 }
 
 /// A prepared plan.
@@ -89,8 +80,19 @@ impl Runtime {
 
     /// Puts factors into an adapter slot, or empties it.
     pub fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()> {
-        self.ledger.set_slot(slot, factors.as_deref());
-        self.backend.set_slot(slot, factors)
+        self.backend.set_slot(slot, factors.clone())?;
+        self.ledger.set_slot(slot, factors.as_ref());
+        Ok(())
+    }
+
+    /// Whether a sequence of so many positions fits, if nothing else is there.
+    pub fn has_room(&self, positions: usize) -> Result<()> {
+        let pages = self.capacity.pages;
+        if pages_for(positions) <= pages {
+            return Ok(());
+        }
+        let reason = format!("{positions} positions, and the KV cache has {pages} pages of {PAGE}");
+        Err(Error::value("request", reason))
     }
 
     /// Begins a sequence: see [`Ledger::start`].
@@ -113,11 +115,6 @@ impl Runtime {
         self.ledger.release(&mut *self.backend, sequence)
     }
 
-    /// Whether sequences share pages.
-    pub fn shares(&self) -> bool {
-        self.ledger.shares()
-    }
-
     /// What the pages of the KV cache are doing.
     pub fn pages(&self) -> PageStats {
         self.ledger.stats()
@@ -128,9 +125,9 @@ impl Runtime {
         self.needs.covers(needs)
     }
 
-    /// What a rebuilt runtime should have room for: what is needed, and no less than now.
-    pub fn grown(&self, needs: &Needs) -> Needs {
-        self.needs.max(needs)
+    /// What there is room for.
+    pub fn needs(&self) -> Needs {
+        self.needs
     }
 
     /// The plan that a step runs: the base plan when the host knows that every mask is off.
@@ -254,7 +251,7 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
 }
 
 /// Bytes of a page of keys and values, all layers of it: devices pad heads to whole vec4s.
-fn page_bytes(kv: &KvShape) -> u64 {
+pub(crate) fn page_bytes(kv: &KvShape) -> u64 {
     let padded = KvShape { head_dim: kv.head_dim.next_multiple_of(4), ..*kv };
     (2 * kv.layers * PAGE * padded.position_bytes()) as u64
 }

@@ -40,7 +40,7 @@ params! {
     /// `gate_up.wgsl`.
     GateUp {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,
-        biased: u32, blocks: u32,
+        biased: u32,
     }
     /// `lora_down.wgsl`.
     LoraDown { k4: u32, used: u32, extent: u32 }

@@ -6,7 +6,7 @@ import package::shared::functions::activate;
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::lora::{add_lora, site};
 import package::shared::matrix::weights;
-import package::shared::panels::Panels;
+import package::shared::panels::{Panels, prepare};
 import package::shared::partials::add_partials;
 import package::shared::step::{count, row_index, step_row};
 
@@ -38,6 +38,8 @@ fn main(lane: Lane) {
     if block * 4u >= params.rows {
         return;
     }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
     for (var i = lane.index; i < params.k4; i += LANES) {
         let w = weights(params.panels, params.rows, params.k4, block, i);

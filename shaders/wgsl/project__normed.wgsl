@@ -7,7 +7,7 @@ import package::shared::carry::{next, t_out, t_out_stride};
 import package::shared::dots::{COLS, MAX_COLS, Sums, fold, masked, reduce, total};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::matrix::weights;
-import package::shared::panels::Panels;
+import package::shared::panels::{Panels, prepare};
 import package::shared::reduce::sum;
 import package::shared::step::{count, lora_on, row_index, step_row};
 
@@ -85,6 +85,8 @@ fn main(lane: Lane) {
     if block * 4u >= params.rows {
         return;
     }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
     var squares: array<f32, MAX_COLS>;
     for (var i = lane.index; i < params.k4; i += LANES) {

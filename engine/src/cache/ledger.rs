@@ -1,6 +1,7 @@
 //! Keeps the accounts while steps run: before a step its rows get pages, afterwards drawn tokens become known.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
 
 use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sampled};
 
@@ -17,6 +18,7 @@ pub(crate) struct Ledger {
     pages: Pages,
     /// Content of each adapter slot, and the layers that it has factors in.
     slots: HashMap<u32, (Digest, LayerMask)>,
+    digests: Vec<(Weak<Factors>, Digest)>,
     /// How often each sequence was begun: what an earlier life drew must not be taken for a later one's.
     lives: BTreeMap<u32, u64>,
     /// By ticket.
@@ -30,17 +32,27 @@ impl Ledger {
     /// Those of the backend.
     pub fn new(backend: &mut dyn Backend, capacity: &Capacity, share: bool) -> Result<Self> {
         let pages = Pages::new(capacity.pages, share);
-        let mut ledger = Self { pages, slots: HashMap::new(), lives: BTreeMap::new(), draws: HashMap::new() };
+        let (slots, digests) = (HashMap::new(), Vec::new());
+        let mut ledger = Self { pages, slots, digests, lives: BTreeMap::new(), draws: HashMap::new() };
         (0..capacity.sequences as u32).try_for_each(|sequence| ledger.release(backend, sequence))?;
         Ok(ledger)
     }
 
     /// Notes what is in an adapter slot.
-    pub fn set_slot(&mut self, slot: usize, factors: Option<&Factors>) {
-        match factors {
-            Some(factors) => self.slots.insert(slot as u32, (factors.digest(), factors.layers())),
-            None => self.slots.remove(&(slot as u32)),
+    pub fn set_slot(&mut self, slot: usize, factors: Option<&Arc<Factors>>) {
+        let Some(factors) = factors else {
+            self.slots.remove(&(slot as u32));
+            return;
         };
+        // An adapter comes and goes, and is only once read for its digest. While there is a weak reference to it, no
+        // other has its address.
+        self.digests.retain(|(known, _)| known.strong_count() > 0);
+        let known = self.digests.iter().find(|(known, _)| known.ptr_eq(&Arc::downgrade(factors)));
+        let digest = known.map_or_else(|| factors.digest(), |(_, digest)| *digest);
+        if known.is_none() {
+            self.digests.push((Arc::downgrade(factors), digest));
+        }
+        self.slots.insert(slot as u32, (digest, factors.layers()));
     }
 
     /// Begins a sequence with what it finds of its prompt, whose rows are given: how many positions that is. `None`
@@ -67,15 +79,15 @@ impl Ledger {
     }
 
     /// Gives a sequence, which was begun and has run nothing, all that another has, which has drawn nothing: its first
-    /// `positions`, by reference, and its state.
+    /// `positions`, and its state.
     ///
     /// # Errors
     /// [`Error::Value`] when the two are not so; those of the backend.
     pub fn fork(&mut self, backend: &mut dyn Backend, from: u32, to: u32, positions: usize) -> Result<()> {
         *self.lives.entry(to).or_default() += 1;
-        if self.pages.len(from) != positions || !self.pages.fork(from, to) {
-            return Err(Error::value("sequence", format!("{to} cannot have what {from} has")));
-        }
+        let copies = self.pages.fork(from, to).filter(|_| self.pages.len(from) == positions);
+        let wrong = || Error::value("sequence", format!("{to} cannot have what {from} has"));
+        copies.ok_or_else(wrong)?.iter().try_for_each(|copy| backend.copy_page(copy.from, copy.to))?;
         backend.reset_sequence(to, &self.pages.tokens(to))?;
         self.tell(backend, to)
     }
@@ -131,11 +143,6 @@ impl Ledger {
                 self.pages.learn(sequence, position, sampled.token);
             }
         }
-    }
-
-    /// Whether pages are found by content.
-    pub fn shares(&self) -> bool {
-        self.pages.shares()
     }
 
     /// What the pages are doing.

@@ -52,7 +52,7 @@ pub struct Room {
 }
 
 /// One sequence.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Sequence {
     table: Vec<u32>,
     record: Record,
@@ -137,23 +137,33 @@ impl<S: BuildHasher + Default> Pages<S> {
         own.table.split_off(whole).into_iter().for_each(|page| self.drop_page(page));
     }
 
-    /// Gives a sequence, which was begun, all that another has: its pages by reference. Whether there is room for that:
-    /// always, if it has not written anything yet. Without room it has ended.
-    pub fn fork(&mut self, from: u32, to: u32) -> bool {
-        let Some(room) = self.sequences.get(&to).map(|own| own.room).filter(|_| from != to) else {
-            return false;
-        };
+    /// Gives a sequence, which was begun, all that another has: its pages by reference, or where nothing is shared as
+    /// copies, which are to be made. `None` where there is no room for that; there is if it has not written anything
+    /// yet. Then it has ended.
+    pub fn fork(&mut self, from: u32, to: u32) -> Option<Vec<PageCopy>> {
+        let room = self.sequences.get(&to).map(|own| own.room).filter(|_| from != to)?;
         self.release(to);
-        let Some(source) = self.sequences.get(&from) else { return false };
-        let (table, nodes) = (source.table.clone(), source.nodes.clone());
-        let record = source.record.clone();
-        table.iter().for_each(|&page| self.hold(page));
-        self.sequences.insert(to, Sequence { table, record, nodes, room, changed: true });
-        let fits = self.fits();
-        if !fits {
-            self.release(to);
+        let source = self.sequences.get(&from)?;
+        let mut new = Sequence { room, changed: true, ..source.clone() };
+        let mut copies = Vec::new();
+        if !self.share {
+            for from in std::mem::take(&mut new.table) {
+                let Ok(to) = self.take() else {
+                    new.table.into_iter().for_each(|page| self.drop_page(page));
+                    return None;
+                };
+                new.table.push(to);
+                copies.push(PageCopy { from, to });
+            }
+        } else {
+            new.table.iter().for_each(|&page| self.hold(page));
         }
-        fits
+        self.sequences.insert(to, new);
+        if self.fits() {
+            return Some(copies);
+        }
+        self.release(to);
+        None
     }
 
     /// Makes room for a position that is about to be written; a copy to be made first, if its page is shared. The

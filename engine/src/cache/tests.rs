@@ -145,7 +145,8 @@ impl<S: BuildHasher + Default> Model<S> {
                     self.texts.remove(&to);
                     let room = Room { positions: text.len() + more, anew: false };
                     if self.pages.start(to, [], room).is_some() {
-                        assert!(self.pages.fork(from, to) || self.rewound, "room was kept for it");
+                        let forked = self.pages.fork(from, to);
+                        assert!(forked.is_some() || self.rewound, "room was kept for it");
                         if self.pages.len(to) > 0 {
                             self.texts.insert(to, (text, room));
                         }

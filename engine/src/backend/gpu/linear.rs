@@ -136,8 +136,8 @@ impl Compiler<'_> {
         let bias = self.vectors(&[op.gate_bias.as_deref(), op.up_bias.as_deref()], matrix.rows)?;
         let (site, lora) = self.epilogue(op.lora.as_ref())?;
         let (next, carried) = self.carried()?;
-        let block = if next.parts > 0 { GATE_UP_PART as u64 } else { BLOCK };
-        if gate.chunks.iter().any(|chunk| !(chunk.first as u64).is_multiple_of(block)) {
+        let split = gate.chunks.iter().any(|chunk| !chunk.first.is_multiple_of(GATE_UP_PART));
+        if next.parts > 0 && split {
             let reason = "its matrix is split within a partial sum: fuse without `carry`";
             return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
         }
@@ -154,14 +154,13 @@ impl Compiler<'_> {
                 extent: extent_code(self.extent()),
                 function: function_code(Some(op.function)),
                 biased: u32::from(op.gate_bias.is_some() || op.up_bias.is_some()),
-                blocks: (block / BLOCK) as u32,
             };
             let operands =
                 [read(1, &gate.buffer), read(2, &up.buffer), read(3, self.input(0)), read(4, &bias)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             bindings.extend(carried.clone());
-            let grid = Grid::Blocks { outputs: gate.rows as u64, block, more: 0 };
+            let grid = Grid::Blocks { outputs: gate.rows as u64, block: GATE_UP_PART as u64, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
             Ok(Launch { weights, extent: self.extent(), site: Some(site), next: Some(next), ..launch })
