@@ -374,5 +374,7 @@ fn what_happens_is_told_to_the_metrics_facade() {
     assert!(value("wattle_new_tokens_total") >= 20 && value("wattle_prompt_tokens_total") >= 12);
     assert!(value("wattle_requests_total") >= 2 && value("wattle_shared_positions_total") >= 10);
     assert!(value("wattle_adapter_loads_total") >= 2 && value("wattle_adapter_evictions_total") >= 1);
-    assert!(f64::from_bits(value("wattle_adapter_slots")) >= 1.0);
+    assert!(value("wattle_pages_copied_total") >= 2);
+    let gauge = |name| f64::from_bits(value(name));
+    assert!(gauge("wattle_adapter_slots") >= 1.0 && gauge("wattle_pages") >= 1.0);
 }

@@ -120,6 +120,11 @@ impl Runtime {
         self.ledger.stats()
     }
 
+    /// Adds what was done with the pages of an earlier runtime.
+    pub fn count_on_from(&mut self, before: PageStats) {
+        self.ledger.count_on_from(before);
+    }
+
     /// Whether requests with these needs can run without rebuilding.
     pub fn covers(&self, needs: &Needs) -> bool {
         self.needs.covers(needs)

@@ -16,6 +16,8 @@ type Draw = (u32, u64, usize);
 /// The accounts of one backend.
 pub(crate) struct Ledger {
     pages: Pages,
+    /// What was done with pages that are forgotten.
+    before: PageStats,
     /// Content of each adapter slot, and the layers that it has factors in.
     slots: HashMap<u32, (Digest, LayerMask)>,
     digests: Vec<(Weak<Factors>, Digest)>,
@@ -33,7 +35,8 @@ impl Ledger {
     pub fn new(backend: &mut dyn Backend, capacity: &Capacity, share: bool) -> Result<Self> {
         let pages = Pages::new(capacity.pages, share);
         let (slots, digests) = (HashMap::new(), Vec::new());
-        let mut ledger = Self { pages, slots, digests, lives: BTreeMap::new(), draws: HashMap::new() };
+        let (before, lives, draws) = (PageStats::default(), BTreeMap::new(), HashMap::new());
+        let mut ledger = Self { pages, before, slots, digests, lives, draws };
         (0..capacity.sequences as u32).try_for_each(|sequence| ledger.release(backend, sequence))?;
         Ok(ledger)
     }
@@ -107,7 +110,8 @@ impl Ledger {
     pub fn forget(&mut self) {
         self.lives.values_mut().for_each(|life| *life += 1);
         self.draws.clear();
-        self.pages = Pages::new(self.pages.stats().pages, self.pages.shares());
+        self.before = self.stats();
+        self.pages = Pages::new(self.before.pages, self.pages.shares());
     }
 
     /// Gives the rows of a step their pages. Call right before the step is submitted or run.
@@ -145,9 +149,14 @@ impl Ledger {
         }
     }
 
-    /// What the pages are doing.
+    /// What the pages are doing, and what was done with them and with those that were forgotten.
     pub fn stats(&self) -> PageStats {
-        self.pages.stats()
+        self.pages.stats().after(&self.before)
+    }
+
+    /// Adds what was done with other pages before.
+    pub fn count_on_from(&mut self, before: PageStats) {
+        self.before = before;
     }
 
     fn tell(&mut self, backend: &mut dyn Backend, sequence: u32) -> Result<()> {

@@ -41,6 +41,21 @@ pub struct PageStats {
     pub evicted: u64,
 }
 
+impl PageStats {
+    /// The same pages, counted on from what was done with others.
+    pub(super) fn after(self, before: &Self) -> Self {
+        Self {
+            most_used: self.most_used.max(before.most_used),
+            found: self.found + before.found,
+            asked: self.asked + before.asked,
+            copied: self.copied + before.copied,
+            merged: self.merged + before.merged,
+            evicted: self.evicted + before.evicted,
+            ..self
+        }
+    }
+}
+
 /// The room that a sequence asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
-use crate::adapter::{self, Adapter, Residency, ResidencyCounts};
+use crate::adapter::{self, Adapter, Factors, Residency, ResidencyCounts};
 use crate::error::{Error, Result};
 use crate::model::{Model, Spec};
 use crate::options::{AdapterRoom, EngineOptions};
@@ -91,9 +91,7 @@ impl Engine {
             let mut factors = self.adapters.factors();
             factors.resize(slots, None);
             let context = context.max(self.runtime.needs().context);
-            let needs = Needs { context, ..needs };
-            self.runtime = Runtime::new(&self.model, &self.options, needs, &factors)?;
-            self.rebuilds += 1;
+            self.rebuild(Needs { context, ..needs }, &factors)?;
         }
         self.adapters.resize(slots);
         Ok(())
@@ -102,7 +100,13 @@ impl Engine {
     /// The device may be lost: makes the runtime anew as it was.
     pub(super) fn revive(&mut self) -> Result<()> {
         let (needs, factors) = (self.runtime.needs(), self.adapters.factors());
-        self.runtime = Runtime::new(&self.model, &self.options, needs, &factors)?;
+        self.rebuild(needs, &factors)
+    }
+
+    fn rebuild(&mut self, needs: Needs, slots: &[Option<Arc<Factors>>]) -> Result<()> {
+        let before = self.runtime.pages();
+        self.runtime = Runtime::new(&self.model, &self.options, needs, slots)?;
+        self.runtime.count_on_from(before);
         self.rebuilds += 1;
         Ok(())
     }

@@ -10,12 +10,15 @@
 //! | `wattle_shared_positions_total` | counter | prompt positions that were taken from a cache and not run |
 //! | `wattle_queue_seconds`, `wattle_first_token_seconds` | histogram | from submission |
 //! | `wattle_adapter_loads_total`, `wattle_adapter_evictions_total` | counter | adapters put into slots, and out again |
+//! | `wattle_pages`, `wattle_pages_used`, `wattle_pages_cached` | gauge | pages of KV memory: all, those of paths, those kept for their content |
+//! | `wattle_pages_copied_total`, `wattle_pages_evicted_total` | counter | shared pages that were copied to be written, cached pages that gave way |
 //! | `wattle_device_restarts_total` | counter | devices that were made anew while requests ran |
 
 use metrics::{counter, gauge, histogram};
 
 use super::ServiceLoad;
 use crate::adapter::ResidencyCounts;
+use crate::cache::PageStats;
 use crate::error::Result;
 use crate::generation::Generation;
 use crate::schedule::Load;
@@ -25,6 +28,7 @@ use crate::schedule::Load;
 pub(super) struct Published {
     load: Load,
     adapters: ResidencyCounts,
+    pages: PageStats,
 }
 
 impl Published {
@@ -35,12 +39,18 @@ impl Published {
         gauge!("wattle_adapters_loaded").set(public.adapters as f64);
         gauge!("wattle_adapter_slots").set(public.slots as f64);
         gauge!("wattle_adapter_slots_held").set(public.slots_held as f64);
+        let pages = public.pages;
+        gauge!("wattle_pages").set(pages.pages as f64);
+        gauge!("wattle_pages_used").set(pages.used as f64);
+        gauge!("wattle_pages_cached").set(pages.cached as f64);
         if load.steps > self.load.steps {
             histogram!("wattle_step_rows").record(load.rows as f64);
             histogram!("wattle_step_samples").record(load.samples as f64);
         }
         let counts = [
             (counter!("wattle_shared_positions_total"), load.shared_positions, self.load.shared_positions),
+            (counter!("wattle_pages_copied_total"), pages.copied, self.pages.copied),
+            (counter!("wattle_pages_evicted_total"), pages.evicted, self.pages.evicted),
             (counter!("wattle_device_restarts_total"), load.restarts, self.load.restarts),
             (counter!("wattle_adapter_loads_total"), adapters.loads, self.adapters.loads),
             (counter!("wattle_adapter_evictions_total"), adapters.evictions, self.adapters.evictions),
@@ -48,7 +58,7 @@ impl Published {
         for (counter, now, before) in counts {
             counter.increment(now.saturating_sub(before));
         }
-        (self.load, self.adapters) = (*load, adapters);
+        (self.load, self.adapters, self.pages) = (*load, adapters, pages);
     }
 }
 

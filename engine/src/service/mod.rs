@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use crate::cache::PageStats;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 pub use client::{Client, Token, Tokens};
@@ -43,6 +44,8 @@ pub struct ServiceLoad {
     pub slots: usize,
     /// Slots that running paths hold.
     pub slots_held: usize,
+    /// Pages of KV memory.
+    pub pages: PageStats,
     /// Steps so far.
     pub steps: u64,
     /// Prompt positions so far that were taken from a cache instead of being run.

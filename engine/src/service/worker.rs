@@ -205,6 +205,7 @@ impl Worker {
             adapters,
             slots,
             slots_held,
+            pages: self.engine.pages(),
             steps: load.steps,
             shared_positions: load.shared_positions,
             restarts: load.restarts,
