@@ -62,9 +62,11 @@ fn what_is_shared_makes_no_difference() {
         ];
         for requests in lists {
             let [one, other] = [&mut sharing, &mut apart].map(|e| e.generate_all(&requests).expect("runs"));
-            for (index, (one, other)) in one.iter().zip(&other).enumerate() {
-                assert_eq!(one.paths, other.paths, "request {index} on {:?}", options.backend);
-                assert_eq!(other.report.cached_tokens, 0);
+            for (request, (one, other)) in requests.iter().zip(one.iter().zip(&other)) {
+                assert_eq!(one.paths, other.paths, "{} tokens on {:?}", request.ids.len(), options.backend);
+                // What is not shared is copied from the first path at most.
+                let copied = (request.paths as usize - 1) * (request.ids.len() - 1);
+                assert!(other.report.cached_tokens <= copied);
             }
         }
         let stats = sharing.pages();
@@ -194,14 +196,16 @@ fn only_what_is_the_same_is_shared() {
     });
 }
 
-/// Measured on this model: as halves 3.2e-4 of the largest logprob's size, as codes 6.1e-3.
+/// Measured on this model, whose random weights carry errors far, on both backends: as halves 1.8e-3 of the largest
+/// logit, as codes 5.1e-2. (On the fixture `llama`, 8.7e-4 and 2.2e-2; a forward pass in f64 that rounds keys and values
+/// alone gives the same.)
 #[test]
 fn smaller_elements_are_a_little_off() {
     on_both(|options| {
         let ids = text(100, 6);
         let exact = engine(&options).logits(&ids, &Lora::BASE).expect("logits");
         let full = engine(&options).backend().memory().kv;
-        for (kv, most, share) in [(KvType::F16, 1e-3, 0.5), (KvType::Q8, 2e-2, 0.5)] {
+        for (kv, most, share) in [(KvType::F16, 2.5e-3, 0.5), (KvType::Q8, 7e-2, 0.5)] {
             let mut engine = engine(&EngineOptions { kv, ..options.clone() });
             let logits = engine.logits(&ids, &Lora::BASE).expect("logits");
             let error = common::error(&logits, &exact);
