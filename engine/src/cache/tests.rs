@@ -167,12 +167,12 @@ impl<S: BuildHasher + Default> Model<S> {
                 drawn.into_iter().for_each(|(position, token)| self.pages.learn(sequence, position, token));
             }
             Act::Rewind { sequence, to } => {
-                if let Some((text, _)) = self.texts.get_mut(&sequence) {
-                    if to < text.len() {
-                        let position = text[to];
-                        text.truncate(to);
-                        self.write(sequence, (position.0 ^ 1, position.1), Some(position.0 ^ 1));
-                    }
+                if let Some((text, _)) = self.texts.get_mut(&sequence)
+                    && to < text.len()
+                {
+                    let position = text[to];
+                    text.truncate(to);
+                    self.write(sequence, (position.0 ^ 1, position.1), Some(position.0 ^ 1));
                 }
             }
             Act::Release { sequence } => {

@@ -29,7 +29,7 @@ impl<T: Pod> Buffer<T> {
             Some((len, bytemuck::allocation::try_zeroed_slice_box::<T>(total).ok()?))
         });
         let Some((len, mut data)) = memory else {
-            let mib = |len: usize| format!("{} MiB", len as u128 * size_of::<T>() as u128 >> 20);
+            let mib = |len: usize| format!("{} MiB", (len as u128 * size_of::<T>() as u128) >> 20);
             let size = len.map_or("more than the address space".into(), mib);
             return Err(Error::device("cpu", format!("no memory for {what}: {size}")));
         };
