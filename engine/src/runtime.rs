@@ -248,6 +248,9 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
         Some(bytes) => usize::try_from(bytes / page_bytes.max(1)).unwrap_or(usize::MAX),
         None => sequences.saturating_mul(pages_for(context)),
     };
+    // A device reads a head's keys of all pages through one binding; with fewer pages, requests wait for each other.
+    let most = usize::try_from(options.limits.binding / head_bytes(&plan.kv)).unwrap_or(usize::MAX);
+    let pages = pages.min(most.max(1));
     if pages == 0 {
         let reason = format!("less than a page of {PAGE} positions, which takes {page_bytes} bytes");
         return Err(Error::value("kv_bytes", reason));
@@ -255,8 +258,13 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
     Ok(Capacity { sequences, context, pages, rows, samples })
 }
 
-/// Bytes of a page of keys and values, all layers of it: devices pad heads to whole vec4s.
+/// Bytes of a page of keys and values, all layers of it.
 pub(crate) fn page_bytes(kv: &KvShape) -> u64 {
-    let padded = KvShape { head_dim: kv.head_dim.next_multiple_of(4), ..*kv };
-    (2 * kv.layers * PAGE * padded.position_bytes()) as u64
+    (2 * kv.layers * kv.kv_heads) as u64 * head_bytes(kv)
+}
+
+/// Bytes of a head's keys in a page: devices pad heads to whole vec4s.
+fn head_bytes(kv: &KvShape) -> u64 {
+    let head = KvShape { kv_heads: 1, head_dim: kv.head_dim.next_multiple_of(4), ..*kv };
+    (PAGE * head.position_bytes()).max(1) as u64
 }

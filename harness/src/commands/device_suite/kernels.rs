@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use wattle_engine::backend::{Backend, Step};
+use wattle_engine::cache::{PAGE, pages_for};
 use wattle_engine::plan::Plan;
 use wattle_engine::{LayerMask, NO_INDEX, Row, Sample};
 use wattle_policy::{CostSource, OpCost, StepShape};
@@ -65,6 +66,9 @@ impl Timed<'_> {
     pub fn lines(&self, backend: &mut dyn Backend, ceilings: &mut Ceilings) -> Result<Vec<Line>> {
         let handle = backend.prepare(&self.plan)?;
         let step = step(&self.step);
+        for (sequence, table) in tables(&self.step) {
+            backend.set_pages(sequence, &table)?;
+        }
         backend.set_timing(true);
         for count in [WARM_UP, STEPS] {
             backend.take_timings();
@@ -119,6 +123,18 @@ impl Timed<'_> {
 fn without_layer(op: &str) -> String {
     let parts = op.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
     parts.collect::<Vec<_>>().join(".")
+}
+
+/// Pages for the step's sequences: whole pages that they have in common by reference, others of their own.
+fn tables(shape: &StepShape) -> BTreeMap<u32, Vec<u32>> {
+    let positions = shape.rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+    let each = pages_for(positions) as u32;
+    let table = |sequence: u32| -> Vec<u32> {
+        let prefix = shape.prefixes.get(&sequence).copied().unwrap_or_default();
+        let shared = prefix.positions / PAGE as u32;
+        (0..each).map(|page| if page < shared { prefix.of } else { sequence } * each + page).collect()
+    };
+    shape.rows.iter().map(|row| (row.sequence, table(row.sequence))).collect()
 }
 
 /// A step of this shape: tokens as they are, the cache as it is.
