@@ -61,6 +61,8 @@ params! {
     }
     /// `attend.wgsl`.
     Attend { cache: Cache, heads: u32, stride: u32, window: u32, scale: f32 }
+    /// `attend__split.wgsl`.
+    AttendSplit { attend: Attend, blocks: u32 }
     /// `activate.wgsl`.
     Activate { k4: u32, extent: u32, function: u32, gated: u32 }
     /// `add.wgsl`.
@@ -78,8 +80,12 @@ params! {
     }
 }
 
-/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), 0.
+/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), the chunks that
+/// attention splits sequences into.
 pub const STEP_HEADER: usize = 4;
+
+/// Positions of a chunk of attention: `CHUNK` in `chunks.wgsl`.
+pub const CHUNK: usize = 128;
 
 /// `functions.wgsl`: the codes of the activations.
 pub mod function {

@@ -74,7 +74,11 @@ impl Compiler<'_> {
 
     /// The op's kernel.
     pub fn kernel(&self) -> Result<&'static Kernel> {
-        let name = self.op.kind.kernel();
+        self.variant(self.op.kind.kernel())
+    }
+
+    /// The kernel of this name: a variant of the op's.
+    pub fn variant(&self, name: &str) -> Result<&'static Kernel> {
         Kernel::named(name).ok_or_else(|| self.gpu.error(format!("there is no kernel {name}")))
     }
 
@@ -205,7 +209,7 @@ impl Compiler<'_> {
             let bindings = reads.into_iter().chain(writes).chain(factors).collect();
             let launch =
                 Launch::new(self, params, bindings, Grid::Groups((kv.heads + 2 * kv.kv_heads) as u64))?;
-            Ok(Launch { constant: Some(("0", stride(kv.head_dim) as u32)), site: Some(site), ..launch })
+            Ok(Launch { constants: vec![("0", stride(kv.head_dim) as u32)], site: Some(site), ..launch })
         })
     }
 
@@ -221,10 +225,24 @@ impl Compiler<'_> {
                 scale: attend.scale,
             };
             let reads = [read(1, self.input(0)), read(2, &cells.k), read(3, &cells.v)];
-            let bindings =
+            let mut bindings: Vec<_> =
                 reads.into_iter().chain([write(4, self.output()?)]).chain(carried.clone()).collect();
-            let launch = Launch::new(self, params, bindings, Grid::Groups(kv.heads as u64))?;
-            Ok(Launch { constant: Some(("0", stride(kv.head_dim) as u32)), next: Some(next), ..launch })
+            let head_dim = ("0", stride(kv.head_dim) as u32);
+            let launch = match &self.sequences.split {
+                None => {
+                    let launch = Launch::new(self, params, bindings, Grid::Groups(kv.heads as u64))?;
+                    Launch { constants: vec![head_dim], ..launch }
+                }
+                Some(split) => {
+                    bindings.extend([write(5, &split.parts), write(6, &split.done)]);
+                    let params = params::AttendSplit { attend: params, blocks: split.blocks };
+                    let grid = Grid::Chunks(kv.kv_heads as u64 * u64::from(split.blocks));
+                    let launch = Launch::new(self, params, bindings, grid)?;
+                    let constants = vec![head_dim, ("1", split.heads)];
+                    Launch { kernel: self.variant("attend__split")?, constants, ..launch }
+                }
+            };
+            Ok(Launch { next: Some(next), ..launch })
         })
     }
 

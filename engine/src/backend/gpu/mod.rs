@@ -14,6 +14,7 @@ mod panels;
 mod pipelines;
 mod prepared;
 mod sequences;
+mod split;
 mod step;
 mod timing;
 mod weights;
