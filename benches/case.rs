@@ -68,9 +68,13 @@ impl Case {
         Self { masked: true, ..self }
     }
 
-    /// One row, four, eight, and a chunk of a prompt.
-    pub fn columns(self) -> [Self; 4] {
-        [self, self.rows(4), self.rows(8), self.rows(128)]
+    /// One row, four, eight, and a chunk of a prompt; without [`crate::FULL`] four and eight only in the format that
+    /// is measured first.
+    pub fn columns(self) -> Vec<Self> {
+        match *crate::FULL || self.quant == QUANTIZED.quant {
+            true => vec![self, self.rows(4), self.rows(8), self.rows(128)],
+            false => vec![self, self.rows(128)],
+        }
     }
 
     /// Name of the format.

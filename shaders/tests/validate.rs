@@ -3,7 +3,7 @@
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, proc::Layouter};
-use wattle_shaders::{KERNELS, Kernel, WeightType, params};
+use wattle_shaders::{KERNELS, Kernel, WeightType, ceilings, params};
 
 /// Storage buffers per stage that every desktop driver of Vulkan, Metal and D3D12 has (WebGPU's default is 8): as many
 /// as the GPU backend asks for.
@@ -37,6 +37,15 @@ fn every_variant_is_valid_without_f16_and_subgroups_are_used_only_where_asked_fo
         result.unwrap_or_else(|e| {
             panic!("{} {subgroups} {weights:?}: {}", kernel.name, e.emit_to_string(text))
         });
+    }
+}
+
+#[test]
+fn ceilings_need_no_features() {
+    for text in [ceilings::READ, ceilings::MULTIPLY] {
+        let module = naga::front::wgsl::parse_str(text).unwrap();
+        let result = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
+        result.unwrap_or_else(|error| panic!("{}", error.emit_to_string(text)));
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Limits {
     /// For tests: every activation buffer is poisoned with NaN before each run through doors, and followed by guard
     /// words that [`super::Backend::check_guards`] compares.
     pub guards: bool,
+    /// For tests: after so many steps the device is lost (a GPU's is destroyed), and the next step fails.
+    pub lost_after: Option<u64>,
 }
 
 impl Default for Limits {
@@ -27,6 +29,7 @@ impl Default for Limits {
             f16: true,
             coherent: true,
             guards: false,
+            lost_after: None,
         }
     }
 }

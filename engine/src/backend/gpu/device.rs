@@ -15,6 +15,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// The driver and its version.
     pub driver: String,
+    /// Where it sits on the PCI bus, such as `0000:01:00.0`; empty where that is not known.
+    pub pci: String,
     /// The API: `vulkan`, `metal` or `dx12`.
     pub api: &'static str,
     /// Whether the adapter is a program on the CPU.
@@ -50,6 +52,7 @@ impl DeviceInfo {
             binding: limits.max_storage_buffer_binding_size,
             buffer: limits.max_buffer_size,
             workgroups: limits.max_compute_workgroups_per_dimension,
+            pci: info.device_pci_bus_id,
             name: info.name,
         }
     }
@@ -167,6 +170,7 @@ impl Gpu {
             f16: asked.f16 && info.f16,
             coherent: asked.coherent && info.coherent,
             guards: asked.guards,
+            lost_after: asked.lost_after,
         };
         let pipelines = Pipelines::new(&device);
         Ok(Self { device, queue, info, limits, checked: options.checked, pipelines, reported })

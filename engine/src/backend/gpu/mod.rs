@@ -5,6 +5,7 @@
 
 mod assign;
 mod backend;
+mod ceilings;
 mod compile;
 mod device;
 mod launch;
@@ -26,6 +27,7 @@ use super::{Capacity, Counters, Limits, PlanHandle};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, RopeTable};
 
+pub use ceilings::Ceilings;
 pub use device::{DeviceInfo, devices};
 
 use device::Gpu;

@@ -46,6 +46,9 @@ impl GpuBackend {
         if self.in_flight.len() >= IN_FLIGHT {
             return Err(Error::value("step", format!("{IN_FLIGHT} steps are in flight: collect one first")));
         }
+        if self.gpu.limits.lost_after == Some(self.counters.steps) {
+            self.gpu.device.destroy();
+        }
         self.gpu.check()?;
         self.write_step(step);
         let stamps = if self.timing { Stamps::new(&self.gpu, range.len()) } else { None };
