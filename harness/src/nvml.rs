@@ -71,10 +71,10 @@ impl NvmlCounter {
 
 /// The index of the GPU, if NVML knows it.
 fn find(nvml: &Nvml, pci: &str, name: &str) -> Result<Option<u32>, NvmlError> {
-    if !pci.is_empty() {
-        if let Ok(index) = nvml.device_by_pci_bus_id(pci).and_then(|gpu| gpu.index()) {
-            return Ok(Some(index));
-        }
+    if !pci.is_empty()
+        && let Ok(index) = nvml.device_by_pci_bus_id(pci).and_then(|gpu| gpu.index())
+    {
+        return Ok(Some(index));
     }
     let mut named = Vec::new();
     for index in 0..nvml.device_count()? {

@@ -39,11 +39,11 @@ impl Pooled {
 
     /// `len` bytes of a block of this pattern; the same bytes begin no other matrix.
     fn cut(&mut self, pattern: Pattern, len: usize) -> Option<Bytes> {
-        if let Some(block) = self.blocks.get_mut(&pattern) {
-            if let Some(bytes) = block.bytes.slice(block.next, len) {
-                block.next += STEP;
-                return Some(bytes);
-            }
+        if let Some(block) = self.blocks.get_mut(&pattern)
+            && let Some(bytes) = block.bytes.slice(block.next, len)
+        {
+            block.next += STEP;
+            return Some(bytes);
         }
         let mut data = AlignedBytes::zeroed(len.checked_add(STEP * CUTS)?)?;
         self.dense.fill(&pattern, data.as_mut());
