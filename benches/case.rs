@@ -68,7 +68,7 @@ impl Case {
         Self { masked: true, ..self }
     }
 
-    /// One row, four, eight, and a chunk of a prompt; without [`crate::FULL`] four and eight only in the format that
+    /// One row, four, eight, and a chunk of a prompt; without `WATTLE_BENCH_FULL` four and eight only in the format that
     /// is measured first.
     pub fn columns(self) -> Vec<Self> {
         match *crate::FULL || self.quant == QUANTIZED.quant {

@@ -35,7 +35,9 @@ fn paths_vote_and_budgets_end_in_an_answer() {
 #[test]
 fn a_soak_finds_nothing_wrong() {
     for backend in backends() {
-        let value = json(&["soak", "--backend", backend, "--requests", "120", "--seed", "1", "--json"]);
+        // A software GPU takes seconds to come back after it was lost.
+        let requests = if backend == "gpu" { "80" } else { "120" };
+        let value = json(&["soak", "--backend", backend, "--requests", requests, "--seed", "1", "--json"]);
         let expected = [
             "cancelled",
             "completed",

@@ -34,18 +34,19 @@ fn rule(early: bool) -> Option<VoteRule> {
 fn paths_vote_and_a_decided_vote_spares_the_rest() {
     for backend in [BackendChoice::Cpu, BackendChoice::Gpu] {
         let Some((mut engine, request)) = open(backend) else { continue };
-        let sampling = Sampling { temperature: 0.7, seed: 5, ..Sampling::GREEDY };
+        // Low enough that most paths agree, whatever they agree on.
+        let sampling = Sampling { temperature: 0.3, seed: 5, ..Sampling::GREEDY };
         let request = Request { sampling, paths: 7, vote: rule(false), ..request };
         let whole = engine.generate(&request).expect("a generation");
         let tally = whole.vote.expect("a vote");
-        assert_eq!(tally.winner().map(|answer| &answer.text[..]), Some("52"), "{tally:?}");
-        assert_eq!(tally.spared, 0);
-        let votes: usize = tally.answers.iter().map(|answer| answer.paths.len()).sum();
-        assert_eq!(votes + tally.without as usize, 7);
+        let counts = || tally.answers.iter().map(|answer| answer.paths.len());
+        let winner = tally.winner().expect("an answer");
+        assert_eq!(Some(winner.paths.len()), counts().max(), "{tally:?}");
+        assert!(counts().sum::<usize>() + tally.without as usize == 7 && tally.spared == 0, "{tally:?}");
         let early = engine.generate(&Request { vote: rule(true), ..request }).expect("a generation");
-        let tally = early.vote.expect("a vote");
-        assert_eq!(tally.winner().map(|answer| &answer.text[..]), Some("52"), "{tally:?}");
-        assert!(tally.spared > 0 && early.report.new_tokens < whole.report.new_tokens);
+        let decided = early.vote.expect("a vote");
+        assert_eq!(decided.winner().map(|answer| &answer.text), Some(&winner.text), "{decided:?}");
+        assert!(decided.spared > 0 && early.report.new_tokens < whole.report.new_tokens);
         assert_eq!(early.paths.len(), 7);
         for (path, whole) in early.paths.iter().zip(&whole.paths) {
             assert!(whole.token_ids.starts_with(&path.token_ids), "what was said is the same");

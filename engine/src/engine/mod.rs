@@ -136,6 +136,14 @@ impl Engine {
         self.stream(request, |_| Control::Continue)
     }
 
+    /// Whether a request can be run, without running it.
+    ///
+    /// # Errors
+    /// [`Error::Value`], which names what is not acceptable.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        self.checked(request).map(drop)
+    }
+
     /// Runs one request; the observer sees each token as it comes and can stop it or switch its adapter.
     ///
     /// ```

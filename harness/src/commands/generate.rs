@@ -142,6 +142,7 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         stop: args.stop.clone(),
         ..Request::new(prompt.encode(&session.engine)?, args.max_new_tokens)
     };
+    session.engine.check(&request)?;
     if let Some(example) = example.as_ref().filter(|_| !args.json) {
         writeln!(out, "{}", example.prompt)?;
         out.flush()?;
