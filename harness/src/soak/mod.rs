@@ -107,8 +107,8 @@ pub(crate) fn soak(requests: usize, seed: u64, common: &Common) -> Result<Outcom
     let rank = adapters.iter().map(Adapter::rank).max().unwrap_or(0);
     let options = EngineOptions {
         adapters: AdapterRoom { slots: Some(SLOTS), rank, bytes: None },
-        // Once or twice in a run the device is lost.
-        limits: Limits { lost_after: Some(4 * requests as u64), ..options.limits },
+        // A request takes four or five steps: the device is lost once or twice.
+        limits: Limits { lost_after: Some(3 * requests as u64), ..options.limits },
         ..options
     };
     let service = Service::start(Engine::load(&source.model, options)?, ServiceOptions { queue: QUEUE })?;
