@@ -37,6 +37,8 @@ params! {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, biased: u32, width: u32,
         carried: u32, eps: f32,
     }
+    /// `project__ordered.wgsl`.
+    ProjectOrdered { width: u32, stride: u32, extent: u32 }
     /// `gate_up.wgsl`.
     GateUp {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,

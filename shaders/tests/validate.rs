@@ -65,6 +65,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "add_position" => size_of::<params::AddPosition>(),
         "norm" => size_of::<params::Norm>(),
         "project__normed" => size_of::<params::ProjectNormed>(),
+        "project__ordered" => size_of::<params::ProjectOrdered>(),
         "project" => size_of::<params::Project>(),
         "lora_down" => size_of::<params::LoraDown>(),
         "lora_embed" => size_of::<params::LoraEmbed>(),

@@ -27,6 +27,8 @@ pub(super) struct Compiler<'a> {
     pub nothing: &'a wgpu::Buffer,
     /// Bound where an op carries no A x.
     pub nowhere: &'a wgpu::Buffer,
+    /// Where inputs are brought into the order of a matrix's columns (see [`super::order`]).
+    pub ordered: &'a wgpu::Buffer,
     /// Per tensor, its buffer.
     pub activations: &'a [wgpu::Buffer],
 }
@@ -34,6 +36,12 @@ pub(super) struct Compiler<'a> {
 impl Compiler<'_> {
     /// The launches of the op, in order.
     pub fn launches(mut self) -> Result<Vec<Launch>> {
+        let first = self.order()?;
+        Ok(first.into_iter().chain(self.kernels()?).collect())
+    }
+
+    /// Those of its kernel.
+    fn kernels(mut self) -> Result<Vec<Launch>> {
         match &self.op.kind {
             OpKind::Embed { table } => self.embed(table),
             OpKind::AddPosition { table, offset } => self.add_position(table, *offset),
@@ -87,7 +95,10 @@ impl Compiler<'_> {
     }
 
     pub fn input(&self, index: usize) -> &wgpu::Buffer {
-        &self.activations[self.op.inputs[index].0 as usize]
+        match self.op.kind.order() {
+            Some(_) if index == 0 => self.ordered,
+            _ => &self.activations[self.op.inputs[index].0 as usize],
+        }
     }
 
     pub fn output(&self) -> Result<&wgpu::Buffer> {

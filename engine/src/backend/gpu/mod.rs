@@ -11,6 +11,7 @@ mod device;
 mod launch;
 mod linear;
 mod lora;
+mod order;
 mod panels;
 mod pipelines;
 mod prepared;
