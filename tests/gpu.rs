@@ -35,10 +35,10 @@ fn device(limits: Limits, checked: bool) -> Result<Option<GpuBackend>> {
 /// What is varied, the limits, and whether shaders check their bounds (they do not in production).
 fn variants() -> [(&'static str, Limits, bool); 3] {
     let all = Limits::default();
-    let without = Limits { subgroups: false, f16: false, ..all };
+    let without = Limits { subgroups: false, f16: false, coherent: false, ..all };
     [
         ("all features", all, false),
-        ("no subgroups, no f16", without, true),
+        ("no subgroups, no f16, nothing coherent", without, true),
         ("tiny limits", Limits::tiny(), true),
     ]
 }

@@ -248,6 +248,8 @@ fn one_submit_and_sixteen_bytes_per_sample_and_nothing_on_the_host() {
     assert!(steps >= 10);
     assert_eq!((after.submits - before.submits, after.passes - before.passes), (steps, steps));
     assert_eq!(after.host_ops, 0);
+    // Every step but the first is written and submitted while the one before it runs.
+    assert_eq!(after.ahead - before.ahead, steps - 1);
     let (tokens, read) = (generation.report.new_tokens as u64, after.readback_bytes - before.readback_bytes);
     // A step that was already under way when its path ended is read back too.
     assert!(read >= 8 * tokens && read <= 16 * (tokens + 3), "{read} bytes for {tokens} tokens");

@@ -51,6 +51,8 @@ macro_rules! kernels {
         pub static KERNELS: &[Kernel] = &[
             $(Kernel { name: stringify!($name), sources: &composed::$name }),+,
             Kernel { name: "project__normed", sources: &composed::project__normed },
+            Kernel { name: "attend__split", sources: &composed::attend__split },
+            Kernel { name: "project__ordered", sources: &composed::project__ordered },
         ];
     };
 }

@@ -3,13 +3,12 @@
 // t = A y of the site that is carried, one partial sum per head.
 // Grid: one workgroup per row and q head; lanes split positions for q K^T, head elements for the sum. Bound by reading K, V.
 
-import package::shared::cache::{Cache, PAGE, Quad, block, elsewhere, scales_at, unquad};
+import package::shared::cache::{Cache, PAGE, block, elsewhere};
 import package::shared::carry::{Carried, carry, next, values};
+import package::shared::kv::{HEAD_DIM, key_quad, key_scale, value_at, value_scale};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::{maximum, sum};
 import package::shared::step::{ROWS, count, step_row};
-
-@id(0) override HEAD_DIM: u32; // padded to 4
 
 struct Params {
     cache: Cache,
@@ -20,22 +19,8 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> q: array<f32>;        // [n, stride]
-@group(1) @binding(2) var<storage, read> k_cache: array<Quad>; // [pages, heads, block]
-@group(1) @binding(3) var<storage, read> v_cache: array<Word>; // [pages, heads, block]
-@group(1) @binding(4) var<storage, read_write> y: array<f32>;  // [n, stride]
-
-// What one element is read with, and how many elements it has.
-@if(f32)
-alias Word = f32;
-@if(f16 || bytes)
-alias Word = u32;
-@if(f32)
-const PER_WORD = 1u;
-@if(f16)
-const PER_WORD = 2u;
-@if(bytes)
-const PER_WORD = 4u;
+@group(1) @binding(1) var<storage, read> q: array<f32>;       // [n, stride]
+@group(1) @binding(4) var<storage, read_write> y: array<f32>; // [n, stride]
 
 const LEAST = -3.4e38;
 
@@ -43,30 +28,16 @@ var<workgroup> query: array<f32, HEAD_DIM>;
 var<workgroup> weights: array<f32, LANES>;
 var<workgroup> acc: array<f32, HEAD_DIM>; // element i belongs to lane i % LANES
 
-// Element i of the value at a position of a block, without its scale.
-fn value_at(block: u32, offset: u32, i: u32) -> f32 {
-    let word = v_cache[block * (4u / PER_WORD) + (offset * HEAD_DIM + i) / PER_WORD];
-    @if(f32)
-    return word;
-    @if(f16)
-    return unpack2x16float(word)[i % 2u];
-    @if(bytes)
-    return f32(extractBits(i32(word), i % 4u * 8u, 8u));
-}
-
 fn score(block: u32, offset: u32) -> f32 {
     var s = 0.0;
     for (var i = 0u; i < HEAD_DIM; i += 4u) {
-        let k = unquad(k_cache[block + (offset * HEAD_DIM + i) / 4u]);
+        let k = key_quad(block, offset, i / 4u);
         s = fma(query[i], k.x, s);
         s = fma(query[i + 1u], k.y, s);
         s = fma(query[i + 2u], k.z, s);
         s = fma(query[i + 3u], k.w, s);
     }
-    @if(bytes) {
-        s *= bitcast<f32>(k_cache[block + scales_at(params.cache) + offset]);
-    }
-    return s * params.scale;
+    return s * key_scale(block, offset) * params.scale;
 }
 
 @compute @workgroup_size(64)
@@ -107,9 +78,8 @@ fn main(lane: Lane) {
         let weight = select(0.0, exp(s - new_top), seen);
         let shrink = exp(top - new_top);
         weights[lane.index] = weight;
-        @if(bytes)
         if seen {
-            weights[lane.index] = weight * bitcast<f32>(v_cache[own + scales_at(cache) + lane.index]);
+            weights[lane.index] = weight * value_scale(own, lane.index);
         }
         total = fma(total, shrink, sum(weight, lane, LANES));
         top = new_top;
@@ -131,5 +101,5 @@ fn main(lane: Lane) {
     }
     workgroupBarrier();
     let width = params.heads * cache.head_dim;
-    carry(Carried(line, 1u, ROWS, head, head * cache.head_dim, cache.head_dim, width, 0u), lane);
+    carry(Carried(line, 1u, ROWS, head, head * cache.head_dim, cache.head_dim, width, 0u), lane, LANES);
 }

@@ -1,12 +1,11 @@
 // y = f(G x + b_g + B_g t) * (U x + b_u + B_u t).
 // t = A y of the site that is carried, one partial sum per workgroup's outputs.
-// Grid: one workgroup per 16 outputs (a panel) and COLS rows of x; 4 lanes beside each other have 4 outputs each, the 16
-// fours of lanes split the inputs. Bound by reading G and U.
+// Grid: one workgroup per 16 outputs and COLS rows of x; lanes split the inputs. Bound by reading G and U.
 
 import package::shared::carry::{Carried, carry, values};
-import package::shared::dots::{COLS, Sums, fold, masked, partial};
+import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, WIDE, fold, masked, place, reduce, total};
 import package::shared::functions::activate;
-import package::shared::lane::{Lane, LANES, group_index};
+import package::shared::lane::{Lane, group_index};
 import package::shared::lora::add_lora;
 import package::shared::step::{count, row_index, step_row};
 import package::shared::panels::{Panels, codes_at, decode, offsets_at, prepare, scales_at};
@@ -24,9 +23,6 @@ struct Params {
     function: u32, // f
     biased: u32,
 }
-
-const OUTPUTS = 16u; // of a workgroup
-const DEPTH = 16u;   // lanes that split the inputs of an output
 
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<storage, read> gate: array<Packed>; // [rows, k4], or panels
@@ -67,23 +63,6 @@ fn places(block: u32, i: u32) -> vec4u {
     return min(vec4u(block * 4u) + vec4u(0u, 1u, 2u, 3u), vec4u(params.rows - 1u)) * params.k4 + i;
 }
 
-// Hands the lanes' sums to `over_lanes`. A barrier must lie before, and one behind.
-fn store(acc: ptr<function, Sums>, lane: Lane) {
-    for (var c = 0u; c < COLS; c++) {
-        partial[c * LANES + lane.index] = (*acc)[c];
-    }
-}
-
-// The sum of an output of the workgroup, of COLS times OUTPUTS, over the lanes that have parts of it.
-fn over_lanes(index: u32) -> f32 {
-    let at = index / OUTPUTS * LANES + index % OUTPUTS / 4u;
-    var sum = partial[at][index % 4u];
-    for (var i = 1u; i < DEPTH; i++) {
-        sum += partial[at + i * 4u][index % 4u];
-    }
-    return sum;
-}
-
 // One output from its sums.
 fn finish(g: f32, u: f32, output: u32, line: u32) -> f32 {
     var both = vec2f(g, u);
@@ -95,7 +74,7 @@ fn finish(g: f32, u: f32, output: u32, line: u32) -> f32 {
     return activate(params.function, both.x) * both.y;
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(lane: Lane) {
     let n = count(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
@@ -106,10 +85,10 @@ fn main(lane: Lane) {
     }
     @if(nibbles)
     prepare(params.panels, lane.index);
-    let block = begin / 4u + lane.index % 4u;
+    let block = begin / 4u + place(lane) % 4u;
     var gate_acc: Sums;
     var up_acc: Sums;
-    for (var i = lane.index / 4u; i < params.k4; i += DEPTH) {
+    for (var i = place(lane) / 4u; i < params.k4; i += DEPTH) {
         let g = gate_weights(block, i);
         let u = up_weights(block, i);
         let used = select(4u, params.used, i + 1u == params.k4);
@@ -119,26 +98,21 @@ fn main(lane: Lane) {
             up_acc[c] = fold(up_acc[c], u, v);
         }
     }
-    store(&gate_acc, lane);
+    let c = min(lane.index / OUTPUTS, COLS - 1u);
+    reduce(&gate_acc, lane);
+    let g = total(lane.index % OUTPUTS, c, lane);
     workgroupBarrier();
-    for (var index = lane.index; index < COLS * OUTPUTS; index += LANES) {
-        values[index] = over_lanes(index);
-    }
-    workgroupBarrier();
-    store(&up_acc, lane);
-    workgroupBarrier();
-    for (var index = lane.index; index < COLS * OUTPUTS; index += LANES) {
-        let line = column + index / OUTPUTS;
-        let local = begin + index % OUTPUTS;
-        if line < n && local < params.rows {
-            let value = finish(values[index], over_lanes(index), params.first + local, line);
-            y[line * params.stride + params.first + local] = value;
-            values[index] = value;
-        }
+    reduce(&up_acc, lane);
+    let local = begin + lane.index % OUTPUTS;
+    if lane.index < COLS * OUTPUTS && column + c < n && local < params.rows {
+        let value = finish(g, total(lane.index % OUTPUTS, c, lane), params.first + local, column + c);
+        y[(column + c) * params.stride + params.first + local] = value;
+        values[lane.index] = value;
     }
     workgroupBarrier();
     let first = params.first + begin;
     let outputs = min(OUTPUTS, params.rows - begin);
     let lines = min(COLS, n - column);
-    carry(Carried(column, lines, params.extent, first / OUTPUTS, first, outputs, params.outputs, OUTPUTS), lane);
+    let carried = Carried(column, lines, params.extent, first / OUTPUTS, first, outputs, params.outputs, OUTPUTS);
+    carry(carried, lane, WIDE);
 }

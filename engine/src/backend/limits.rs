@@ -11,6 +11,8 @@ pub struct Limits {
     pub subgroups: bool,
     /// Use f16 arithmetic and types where the device has them.
     pub f16: bool,
+    /// Let workgroups of a launch finish each other's work where the device can.
+    pub coherent: bool,
     /// For tests: every activation buffer is poisoned with NaN before each run through doors, and followed by guard
     /// words that [`super::Backend::check_guards`] compares.
     pub guards: bool,
@@ -25,6 +27,7 @@ impl Default for Limits {
             workgroups: u32::MAX,
             subgroups: true,
             f16: true,
+            coherent: true,
             guards: false,
             lost_after: None,
         }

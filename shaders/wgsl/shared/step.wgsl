@@ -1,7 +1,7 @@
 // The step as the host wrote it, bound by every kernel: how many rows and samples, then the rows, then the samples.
 // Both are 48 bytes, three vec4u (wattle_shaders::Row, wattle_shaders::Sample).
 
-// [0] = rows, samples, where the samples begin; [1 ..] rows; [step[0].z ..] samples; the page tables, see cache.wgsl
+// [0] = rows, samples, where the samples begin, chunks; [1 ..] rows; [step[0].z ..] samples; the page tables (cache.wgsl)
 @group(0) @binding(0) var<storage, read> step: array<vec4u>;
 
 struct Row {
@@ -24,6 +24,11 @@ const SAMPLES = 1u;
 // How many rows a tensor of this extent has in this step.
 fn count(extent: u32) -> u32 {
     return step[0][extent];
+}
+
+// Workgroups that a row's positions are split over, at least as many as its chunks; or 1.
+fn chunks() -> u32 {
+    return step[0].w;
 }
 
 // Row `index` of the step.

@@ -19,8 +19,11 @@ pub(super) const NEXT: u32 = 11;
 
 /// Invocations of a workgroup: `LANES` in `lane.wgsl`.
 const LANES: u64 = 64;
-/// Outputs that a projection computes at a time.
-pub(super) const BLOCK: u64 = 4;
+/// Outputs of a workgroup of a projection: `OUTPUTS` in `dots.wgsl`.
+pub(super) const BLOCK: u64 = 16;
+
+/// The id of an `override`, and its value.
+pub(super) type Constant = (&'static str, u32);
 
 /// How a kernel uses a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub(super) fn write(index: u32, buffer: &wgpu::Buffer) -> Binding {
 pub(super) enum Grid {
     /// So many workgroups per line.
     Groups(u64),
+    /// So many workgroups per line, for each chunk that the step splits its sequences into.
+    Chunks(u64),
     /// So many invocations per line.
     Elements(u64),
     /// So many outputs per line, in blocks of `block` outputs and several lines; and `more` workgroups per line.
@@ -58,10 +63,11 @@ pub(super) enum Grid {
 }
 
 impl Grid {
-    /// Workgroups for `lines` lines, with `columns` lines per workgroup.
-    pub fn workgroups(self, lines: u64, columns: u64) -> u64 {
+    /// Workgroups for `lines` lines, with `columns` lines per workgroup, in a step of so many chunks.
+    pub fn workgroups(self, lines: u64, columns: u64, chunks: u64) -> u64 {
         match self {
             Self::Groups(groups) => lines * groups,
+            Self::Chunks(groups) => lines * groups * chunks,
             Self::Elements(elements) => (lines * elements).div_ceil(LANES),
             Self::Blocks { outputs, block, more } => {
                 outputs.div_ceil(block) * lines.div_ceil(columns) + more * lines
@@ -74,8 +80,8 @@ impl Grid {
 pub(super) struct Launch {
     pub kernel: &'static Kernel,
     pub weights: WeightType,
-    /// The kernel's `override`: its id and value. With [`Grid::Blocks`], id 0 is the columns.
-    pub constant: Option<(&'static str, u32)>,
+    /// The kernel's `override`s: their ids and values. With [`Grid::Blocks`], id 0 is the columns.
+    pub constants: Vec<Constant>,
     /// The bytes of binding 0.
     pub params: Vec<u8>,
     pub site: Option<params::Site>,
@@ -97,7 +103,7 @@ impl Launch {
         Ok(Self {
             kernel: compiler.kernel()?,
             weights: WeightType::F32,
-            constant: None,
+            constants: Vec::new(),
             params: bytemuck::bytes_of(&params).to_vec(),
             site: None,
             next: None,

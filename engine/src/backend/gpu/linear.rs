@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wattle_shaders::{Kernel, params};
+use wattle_shaders::params;
 
 use super::compile::Compiler;
 use super::launch::{
@@ -97,8 +97,7 @@ impl Compiler<'_> {
         vectors.resize(stride(vectors.len()), 0.0);
         let vectors = self.weights.values(self.gpu, "norm and bias", &vectors)?;
         let (next, carried) = self.carried()?;
-        let kernel = Kernel::named("project__normed");
-        let kernel = kernel.ok_or_else(|| self.gpu.error("there is no kernel project__normed"))?;
+        let kernel = self.variant("project__normed")?;
         let launch = |(index, chunk): (usize, &super::weights::Chunk)| {
             // Of several dispatches the first has the rank rows.
             let more = if index == 0 { next.parts * next.rank } else { 0 };
@@ -160,7 +159,7 @@ impl Compiler<'_> {
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             bindings.extend(carried.clone());
-            let grid = Grid::Blocks { outputs: gate.rows as u64, block: GATE_UP_PART as u64, more: 0 };
+            let grid = Grid::Blocks { outputs: gate.rows as u64, block: BLOCK, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
             Ok(Launch { weights, extent: self.extent(), site: Some(site), next: Some(next), ..launch })

@@ -27,12 +27,12 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    /// The pipeline and the workgroups for `lines` lines: the narrowest that takes all of them at once, else the
-    /// widest. Every one of them sums in the same order.
-    pub fn of(&self, lines: usize) -> (&wgpu::ComputePipeline, u64) {
+    /// The pipeline and the workgroups for `lines` lines in a step of so many chunks: the narrowest pipeline that takes
+    /// all of them at once, else the widest. Every one of them sums in the same order.
+    pub fn of(&self, lines: usize, chunks: u32) -> (&wgpu::ComputePipeline, u64) {
         let enough = self.pipelines.partition_point(|&(columns, _)| (columns as usize) < lines);
         let (columns, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
-        (pipeline, self.grid.workgroups(lines as u64, u64::from(*columns)))
+        (pipeline, self.grid.workgroups(lines as u64, u64::from(*columns), u64::from(chunks)))
     }
 }
 
@@ -140,7 +140,7 @@ pub(super) fn dispatches(
 
 fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(u32, wgpu::ComputePipeline)> {
     let Grid::Blocks { .. } = launch.grid else {
-        return vec![(1, gpu.pipelines.pipeline(gpu, launch, launch.constant))];
+        return vec![(1, gpu.pipelines.pipeline(gpu, launch, &launch.constants))];
     };
     let lines = match launch.extent {
         Extent::Rows => capacity.rows,
@@ -149,5 +149,5 @@ fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(u32, wgpu::
     // Those that are wider than the largest step would never run.
     let widest = COLUMNS.partition_point(|&columns| (columns as usize) < lines) + 1;
     let columns = COLUMNS.iter().take(widest);
-    columns.map(|&columns| (columns, gpu.pipelines.pipeline(gpu, launch, Some(("0", columns))))).collect()
+    columns.map(|&columns| (columns, gpu.pipelines.pipeline(gpu, launch, &[("0", columns)]))).collect()
 }

@@ -5,6 +5,7 @@ use wattle_shaders::params;
 
 use super::device::Gpu;
 use super::kv::{block_bytes, decode, elements_bytes, encode, ranges};
+use super::split::Split;
 use super::step;
 use crate::backend::Capacity;
 use crate::cache::{PAGE, pages_for};
@@ -27,6 +28,8 @@ pub(super) struct Sequences {
     /// u32 \[sequences, `state_stride`\]: the last sampled token, then a bit for every token: was it seen?
     pub state: wgpu::Buffer,
     pub capacity: Capacity,
+    /// What attention has for splitting sequences; `None` where the device cannot.
+    pub split: Option<Split>,
     /// Room for a page's keys: WebGPU does not copy within one buffer.
     scratch: wgpu::Buffer,
 }
@@ -57,8 +60,9 @@ impl Sequences {
         let state_bytes = state_stride(vocab) * 4;
         let state = gpu.storage("sequence states", (capacity.sequences * state_bytes) as u64)?;
         let scratch = gpu.storage("scratch", (per_buffer.min(shape.kv_heads) * block) as u64)?;
+        let split = Split::new(gpu, shape, capacity)?;
         gpu.check()?;
-        Ok(Self { shape, vocab, layers, state, capacity, scratch })
+        Ok(Self { shape, vocab, layers, state, capacity, split, scratch })
     }
 
     /// Words of a sequence's state.

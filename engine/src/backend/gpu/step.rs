@@ -67,6 +67,7 @@ impl GpuBackend {
         let stamps = stamps_staging.map(Mapped::all);
         self.counters.steps += 1;
         self.counters.rows += step.rows.len() as u64;
+        self.counters.ahead += u64::from(!self.in_flight.is_empty());
         self.counters.submits += 1;
         self.counters.passes += 1;
         self.counters.launches += launches;
@@ -162,7 +163,7 @@ impl GpuBackend {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
         let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
-        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, 0];
+        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, self.chunks(step)];
         bytes.extend_from_slice(bytemuck::cast_slice(&header));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
@@ -171,6 +172,12 @@ impl GpuBackend {
             let at = self::bytes(self.capacity.rows, self.capacity.samples);
             self.gpu.queue.write_buffer(&self.step, at, bytemuck::cast_slice(self.tables.all()));
         }
+    }
+
+    /// The chunks that attention splits the step's sequences into.
+    fn chunks(&self, step: &Step) -> u32 {
+        let split = self.sequences.as_ref().and_then(|sequences| sequences.split.as_ref());
+        split.map_or(1, |split| split.chunks(&step.rows))
     }
 
     /// Encodes ops as one pass; how many launches that were.
@@ -185,12 +192,13 @@ impl GpuBackend {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_bind_group(0, &self.step_bindings, &[]);
         let mut launches = 0;
+        let chunks = self.chunks(step);
         for (index, op) in prepared.ops[range].iter().enumerate() {
             if let Some(stamps) = stamps {
                 stamps.write(&mut pass, index);
             }
             for dispatch in op {
-                let (pipeline, groups) = dispatch.of(validate::lines(dispatch.extent, step));
+                let (pipeline, groups) = dispatch.of(validate::lines(dispatch.extent, step), chunks);
                 if groups == 0 {
                     continue;
                 }
