@@ -1,8 +1,11 @@
 //! How an engine is set up.
 
+use std::sync::Arc;
+
 pub use wattle_kernels_cpu::fast::Precision;
 
 use crate::backend::Limits;
+use crate::gate::Gate;
 use crate::model::Quant;
 
 /// Which backend runs the plan.
@@ -77,6 +80,8 @@ pub struct EngineOptions {
     pub rows: usize,
     /// Room for adapters on the device.
     pub adapters: AdapterRoom,
+    /// Gates that requests may obey ([`crate::Lora::gated`]).
+    pub gate: Option<Arc<Gate>>,
     /// Whether ops are timed.
     pub timing: bool,
     /// Artificial limits, for tests.
@@ -98,6 +103,7 @@ impl Default for EngineOptions {
             context: 1024,
             rows: 256,
             adapters: AdapterRoom::default(),
+            gate: None,
             timing: false,
             limits: Limits::default(),
             checked: false,

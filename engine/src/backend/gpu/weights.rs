@@ -11,9 +11,9 @@ use crate::error::Result;
 use crate::model::{Dtype, Format, Matrix, Vector};
 
 /// Bytes that may wait in the driver's staging memory before the upload waits for the device.
-const IN_FLIGHT: u64 = 32 << 20;
+const IN_FLIGHT: u64 = 8 << 20;
 /// Bytes that are handed over at once, and the most that is copied to pad rows.
-const PIECE: usize = 4 << 20;
+const PIECE: usize = 2 << 20;
 
 /// Consecutive rows of a matrix in one buffer.
 pub(super) struct Chunk {
