@@ -56,7 +56,9 @@ fn a_soak_finds_nothing_wrong() {
         for some in ["cancelled", "completed", "rejected"] {
             assert!(value[some].as_u64().is_some_and(|count| count > 0), "{some} on {backend}: {value}");
         }
-        for event in ["shared_positions", "slots_evicted", "device_restarts", "gates_closed"].iter().chain(rare) {
+        for event in
+            ["shared_positions", "slots_evicted", "device_restarts", "gates_closed"].iter().chain(rare)
+        {
             assert!(
                 value["events"][*event].as_u64().is_some_and(|count| count > 0),
                 "{event} on {backend}: {value}"

@@ -174,8 +174,11 @@ fn a_gate_is_one_launch_for_a_layer_and_none_for_others() {
     assert_eq!(launches(lora), ungated + layers);
 }
 
-/// A gate of layer 1 in a file, with some of its tensors replaced or (`None`) left out.
-fn file(dir: &std::path::Path, width: usize, changes: &[(&str, Option<Vec<usize>>)]) -> PathBuf {
+/// A tensor's name, and the shape that it gets; `None` leaves it out.
+type Change<'a> = (&'a str, Option<Vec<usize>>);
+
+/// A gate of layer 1 in a file, with some of its tensors changed.
+fn file(dir: &std::path::Path, width: usize, changes: &[Change]) -> PathBuf {
     let mut shapes: Vec<(String, Vec<usize>)> = [
         ("center", vec![width]),
         ("scale", vec![width]),
@@ -213,7 +216,7 @@ fn gate_files_are_read_and_refused_by_name() {
     let id = engine.load_adapter(model("llama").join("adapters/all-linear"), 1.0).expect("an adapter");
     let request = Request::new(&ids()[..4], 2).with_lora(Lora { gated: true, ..Lora::new(id) });
     engine.generate(&request).expect("a generation");
-    let cases: [(&[(&str, Option<Vec<usize>>)], usize, &str); 6] = [
+    let cases: [(&[Change], usize, &str); 6] = [
         (&[("layers.1.up.bias", None)], width, "layers.1.up.bias: missing"),
         (&[("layers.1.up.weight", Some(vec![300, 4]))], width, "layers.1.up.weight: 300 units"),
         (&[("layers.1.up.weight", Some(vec![3, 5]))], width, "layers.1.up.weight: has shape [3, 5]"),

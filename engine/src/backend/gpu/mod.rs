@@ -19,6 +19,7 @@ mod sequences;
 mod split;
 mod step;
 mod timing;
+mod upload;
 mod weights;
 
 use std::collections::VecDeque;
