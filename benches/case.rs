@@ -7,7 +7,7 @@ use wattle_engine::adapter::{Factors, Pair, Place, Target};
 use wattle_engine::backend::Step;
 use wattle_engine::model::{Dtype, Linear, Model, Quant};
 use wattle_engine::plan::{LoraCapacity, Plan};
-use wattle_engine::{BackendChoice, EngineOptions, LayerMask, PlanKind, Row, Sample, compile};
+use wattle_engine::{BackendChoice, EngineOptions, Feature, Gate, LayerMask, PlanKind, Row, Sample, compile};
 use wattle_policy::{RowShape, StepShape};
 
 /// A measurement of the ops of a kernel.
@@ -122,7 +122,11 @@ impl Case {
         let plan = |plan| {
             let options = EngineOptions { backend, plan, ..EngineOptions::default() };
             let (base, adapted) = compile(&model, &options, lora);
-            if slots > 0 { adapted } else { base }
+            match kernel {
+                "gate" => adapted.with_gate(&Gate::above(model.spec.width, [0], Feature::Length, 1.0)),
+                _ if slots > 0 => adapted,
+                _ => base,
+            }
         };
         let has = |plan: &Plan| plan.ops.iter().any(|op| op.kind.kernel() == kernel);
         [PlanKind::Fused, PlanKind::Plain].into_iter().map(plan).find(has).map(Arc::new)

@@ -57,7 +57,10 @@ fn a_soak_finds_nothing_wrong() {
             assert!(value[some].as_u64().is_some_and(|count| count > 0), "{some} on {backend}: {value}");
         }
         let pages = ["positions_found", "pages_copied", "pages_evicted"];
-        for event in ["shared_positions", "slots_evicted", "device_restarts"].iter().chain(&pages).chain(rare)
+        for event in ["shared_positions", "slots_evicted", "device_restarts", "gates_closed"]
+            .iter()
+            .chain(&pages)
+            .chain(rare)
         {
             assert!(
                 value["events"][*event].as_u64().is_some_and(|count| count > 0),

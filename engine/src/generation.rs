@@ -81,6 +81,9 @@ pub struct Report {
     pub lora_layers_run: u64,
     /// (row, layer) pairs of rows with an adapter in which a mask kept it off.
     pub lora_layers_skipped: u64,
+    /// (row, layer) pairs in which a gate turned LoRA off, of rows that drew a token: what the device reports of them.
+    /// They count as run too.
+    pub lora_layers_closed: u64,
     /// What ops took, if the engine was told to time them: of all requests in flight.
     pub timings: Vec<Timing>,
 }

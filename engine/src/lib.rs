@@ -5,6 +5,7 @@ pub mod backend;
 pub mod cache;
 mod engine;
 mod error;
+mod gate;
 mod generation;
 pub mod model;
 mod options;
@@ -19,6 +20,7 @@ mod vote;
 
 pub use engine::Engine;
 pub use error::{Error, Result};
+pub use gate::{Feature, Gate, LayerGate};
 pub use generation::{Control, Event, Finish, Generation, Path, Report};
 pub use options::{AdapterRoom, BackendChoice, CpuKernels, EngineOptions, KvType, PlanKind, Precision};
 pub use request::{ActiveFrom, AdapterId, Closing, Lora, Priority, Request, Sampling};
@@ -27,5 +29,6 @@ pub use service::{Client, Service, ServiceLoad, ServiceOptions, Token, Tokens};
 pub use vote::{Answer, Tally, VoteRule};
 pub use wattle_policy::{FixedPolicy, LoraDecision, LoraPolicy, RequestFacts};
 pub use wattle_shaders::{
-    FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, Row, Sample, Sampled,
+    FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, Row, Sample,
+    Sampled,
 };

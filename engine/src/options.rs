@@ -1,9 +1,12 @@
 //! How an engine is set up.
 
+use std::sync::Arc;
+
 pub use wattle_kernels_cpu::cache::KvType;
 pub use wattle_kernels_cpu::fast::Precision;
 
 use crate::backend::Limits;
+use crate::gate::Gate;
 use crate::model::Quant;
 
 /// Which backend runs the plan.
@@ -85,6 +88,8 @@ pub struct EngineOptions {
     pub rows: usize,
     /// Room for adapters on the device.
     pub adapters: AdapterRoom,
+    /// Gates that requests may obey ([`crate::Lora::gated`]).
+    pub gate: Option<Arc<Gate>>,
     /// Whether ops are timed.
     pub timing: bool,
     /// Artificial limits, for tests.
@@ -109,6 +114,7 @@ impl Default for EngineOptions {
             share_prefixes: true,
             rows: 256,
             adapters: AdapterRoom::default(),
+            gate: None,
             timing: false,
             limits: Limits::default(),
             checked: false,

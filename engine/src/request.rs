@@ -18,17 +18,19 @@ pub struct Lora {
     pub adapter: Option<AdapterId>,
     /// In which layers.
     pub layers: LayerMask,
-    /// ActiveFrom which position on.
+    /// From which position on.
     pub from: ActiveFrom,
+    /// Whether the engine's gates decide, layer by layer and token by token, where it is on within the rest.
+    pub gated: bool,
 }
 
-/// ActiveFrom which position of a sequence on an adapter is active.
+/// From which position of a sequence on an adapter is active.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActiveFrom {
     /// As the adapter says: everywhere, or (aLoRA) from the last match of its invocation tokens on.
     #[default]
     Adapter,
-    /// ActiveFrom this position on; 0 is everywhere.
+    /// From this position on; 0 is everywhere.
     Position(usize),
     /// From the first generated token on (masked LoRA: the prompt is encoded by the base).
     Generated,
@@ -36,11 +38,12 @@ pub enum ActiveFrom {
 
 impl Lora {
     /// The base model alone.
-    pub const BASE: Self = Self { adapter: None, layers: LayerMask::NONE, from: ActiveFrom::Adapter };
+    pub const BASE: Self =
+        Self { adapter: None, layers: LayerMask::NONE, from: ActiveFrom::Adapter, gated: false };
 
     /// An adapter in all layers, active where it says itself.
     pub fn new(adapter: AdapterId) -> Self {
-        Self { adapter: Some(adapter), layers: LayerMask::ALL, from: ActiveFrom::Adapter }
+        Self { adapter: Some(adapter), layers: LayerMask::ALL, from: ActiveFrom::Adapter, gated: false }
     }
 }
 

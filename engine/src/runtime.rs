@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use wattle_shaders::{Row, Sampled};
+use wattle_shaders::{GATED, NO_INDEX, Row, Sampled};
 
 use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
@@ -37,7 +37,7 @@ struct Prepared {
     handle: PlanHandle,
 }
 
-/// A backend, its capacity, and the plan with and without LoRA.
+/// A backend, its capacity, and the plan without LoRA, with it, and with gates.
 pub(crate) struct Runtime {
     pub backend: Box<dyn Backend>,
     pub capacity: Capacity,
@@ -45,6 +45,9 @@ pub(crate) struct Runtime {
     base: Prepared,
     /// Only where some adapter is loaded.
     adapted: Option<Prepared>,
+    /// The same with gates, where the engine has any.
+    gated: Option<Prepared>,
+    gates: bool,
     ledger: Ledger,
 }
 
@@ -69,9 +72,18 @@ impl Runtime {
             Ok(Prepared { handle: backend.prepare(&plan)?, plan })
         };
         let base = prepare(base_plan)?;
-        let adapted = if needs.lora.slots > 0 { Some(prepare(adapted_plan)?) } else { None };
-        let ledger = Ledger::new(&mut *backend, &capacity, options.share_prefixes)?;
-        let mut runtime = Self { backend, capacity, needs, base, adapted, ledger };
+        let lora = needs.lora.slots > 0;
+        let gated = options.gate.as_ref().filter(|_| lora).map(|gate| prepare(adapted_plan.with_gate(gate)));
+        let gated = gated.transpose()?;
+        let adapted = if lora { Some(prepare(adapted_plan)?) } else { None };
+        let ledger = Ledger::new(
+            &mut *backend,
+            &capacity,
+            options.share_prefixes,
+            options.gate.as_ref().map(|gate| gate.digest()),
+        )?;
+        let gates = options.gate.is_some();
+        let mut runtime = Self { backend, capacity, needs, base, adapted, gated, gates, ledger };
         for (slot, factors) in slots.iter().enumerate() {
             runtime.set_slot(slot, factors.clone())?;
         }
@@ -135,13 +147,21 @@ impl Runtime {
         self.needs
     }
 
-    /// The plan that a step runs: the base plan when the host knows that every mask is off.
+    /// The plan that a step runs: the base plan when the host knows that every mask is off; gates only where some row
+    /// obeys them.
     fn choose(&self, step: &Step) -> &Prepared {
-        let any_lora = step.rows.iter().any(|row| row.slot != wattle_shaders::NO_INDEX && row.lora != [0; 4]);
-        match &self.adapted {
-            Some(adapted) if any_lora => adapted,
+        let mut adapted =
+            step.rows.iter().filter(|row| row.slot != NO_INDEX && row.lora != [0; 4]).peekable();
+        match (&self.adapted, &self.gated) {
+            (Some(_), Some(gated)) if adapted.clone().any(|row| row.flags & GATED != 0) => gated,
+            (Some(plan), _) if adapted.peek().is_some() => plan,
             _ => &self.base,
         }
+    }
+
+    /// Whether requests can be gated.
+    pub fn gates(&self) -> bool {
+        self.gates
     }
 
     /// The plan without LoRA.

@@ -41,6 +41,9 @@ pub(crate) struct Common {
     /// `generated` token, or at a position [default: adapter; generated for the shipped `reason`]
     #[arg(long, global = true, value_name = "adapter|prompt|generated|N")]
     pub lora_from: Option<LoraFrom>,
+    /// Gates that decide on the device, layer by layer and token by token, whether the adapter is on (safetensors)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub gate: Option<PathBuf>,
     /// CPU threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

@@ -60,6 +60,8 @@ pub(crate) struct Report {
     pub lora_layers_run: u64,
     /// (row, layer) pairs in which a mask kept it off.
     pub lora_layers_skipped: u64,
+    /// (row, layer) pairs in which a gate turned it off, of rows that drew a token; they are among those run.
+    pub lora_layers_closed: u64,
     /// The process's largest resident size; `null` where the system does not tell.
     pub peak_bytes: Option<u64>,
     pub backend: &'static str,
@@ -84,6 +86,7 @@ impl Report {
             time_to_first_token_seconds: report.first_token.as_secs_f64(),
             lora_layers_run: report.lora_layers_run,
             lora_layers_skipped: report.lora_layers_skipped,
+            lora_layers_closed: report.lora_layers_closed,
             peak_bytes: peak_bytes(),
             backend: backend.kind(),
             device: backend.device().to_owned(),
@@ -106,7 +109,11 @@ impl Report {
         }
         writeln!(out, "decode   {} tokens, {:.1} tokens/s", self.new_tokens, self.decode_tokens_per_second)?;
         let (run, skipped) = (self.lora_layers_run, self.lora_layers_skipped);
-        writeln!(out, "LoRA     {run} token-layers run, {skipped} skipped")?;
+        let closed = match self.lora_layers_closed {
+            0 => String::new(),
+            closed => format!(", {closed} of those that drew closed by gates"),
+        };
+        writeln!(out, "LoRA     {run} token-layers run, {skipped} skipped{closed}")?;
         writeln!(out, "device   {}: {}, peak memory {memory}", self.backend, self.device)?;
         writeln!(out, "energy   {}", self.joules_note)?;
         let kernel = |k: &KernelTime| format!("{} {:.0} % ({}×)", k.kernel, k.share * 100.0, k.launches);

@@ -1,10 +1,11 @@
 //! From the common options to an engine with its adapter.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use wattle_engine::adapter::{self, Adapter};
 use wattle_engine::model::Spec;
-use wattle_engine::{ActiveFrom, Engine, EngineOptions, Lora};
+use wattle_engine::{ActiveFrom, Engine, EngineOptions, Gate, Lora};
 
 use crate::common::Common;
 use crate::error::{Error, Result};
@@ -70,14 +71,16 @@ impl Session {
     /// Loads everything.
     pub fn open(source: &Source, common: &Common, options: EngineOptions) -> Result<Self> {
         let _progress = Progress::spinner(format!("loading {}", source.model.display()));
-        let mut engine = Engine::load(&source.model, options)?;
+        let gate = common.gate.as_ref().map(Gate::load).transpose()?.map(Arc::new);
+        let gated = gate.is_some();
+        let mut engine = Engine::load(&source.model, EngineOptions { gate, ..options })?;
         let layers = common.lora_layers.mask(engine.spec().layers)?;
         if source.adapters.is_empty() {
             return Ok(Self { engine, lora: Lora::BASE });
         }
         let adapter = source.load_adapter(engine.spec())?;
         let from = common.lora_from.map_or(source.from, |from| from.0);
-        let lora = Lora { layers, from, ..Lora::new(engine.add_adapter(adapter)?) };
+        let lora = Lora { layers, from, gated, ..Lora::new(engine.add_adapter(adapter)?) };
         Ok(Self { engine, lora })
     }
 }

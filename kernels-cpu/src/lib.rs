@@ -21,6 +21,7 @@ pub mod add;
 pub mod add_position;
 pub mod attend;
 pub mod embed;
+pub mod gate;
 pub mod gate_up;
 pub mod kv_write;
 pub mod lora_down;

@@ -14,7 +14,7 @@ pub fn plain(samples: &[Sample], vocab: usize, logits: &dyn Read, states: &mut [
         let state = &states[sample.sequence as usize];
         let valid = raw.iter().all(|logit| logit.is_finite());
         let token = if valid { invert(uniform(sample), &masses(sample, &raw, state)) } else { 0 };
-        Sampled { token: token as u32, logprob: logprob(&raw, token), invalid: u32::from(!valid), _pad: 0 }
+        Sampled { token: token as u32, logprob: logprob(&raw, token), invalid: u32::from(!valid), closed: 0 }
     };
     let drawn: Vec<Sampled> = samples.iter().enumerate().map(draw).collect();
     for (sample, sampled) in samples.iter().zip(&drawn) {

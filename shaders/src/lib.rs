@@ -11,8 +11,8 @@ mod step;
 
 pub use kernel::{KERNELS, Kernel, WeightType};
 pub use step::{
-    FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, PAGE, Row, Sample,
-    Sampled,
+    FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, PAGE, Row,
+    Sample, Sampled,
 };
 
 /// Calls `$with!` once with the names of all kernels, separated by commas.
@@ -21,7 +21,7 @@ macro_rules! for_each_kernel {
     ($with:path) => {
         $with! {
             embed, add_position, norm, project, lora_down, lora_embed, lora_up, rope, kv_write, attend,
-            activate, add, select, sample, rope_kv, gate_up
+            activate, add, select, sample, rope_kv, gate_up, gate
         }
     };
 }

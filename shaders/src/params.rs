@@ -44,6 +44,8 @@ params! {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,
         biased: u32,
     }
+    /// `gate.wgsl`.
+    Gate { width: u32, stride: u32, layer: u32, hidden: u32, threshold: f32 }
     /// `lora_down.wgsl`.
     LoraDown { k4: u32, used: u32, extent: u32 }
     /// `lora_embed.wgsl`.

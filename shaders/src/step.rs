@@ -22,6 +22,8 @@ pub const FROM_STATE: u32 = 1;
 pub const LONG_ROPE: u32 = 2;
 /// [`Row::flags`]: the row's class is *generated* (else *prompt*).
 pub const GENERATED: u32 = 4;
+/// [`Row::flags`]: gates decide where the row's adapter is on, within its mask.
+pub const GATED: u32 = 8;
 
 /// One bit for each layer, bit 127 for what lies outside the layers: is LoRA applied there?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -54,7 +56,8 @@ impl LayerMask {
     }
 }
 
-/// One token of a step, 48 bytes. Owned by the host: the device only reads it.
+/// One token of a step, 48 bytes. The host writes it; on the device gates clear mask bits and count them, for the rest
+/// of the step.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct Row {
@@ -68,10 +71,12 @@ pub struct Row {
     pub slot: u32,
     /// Layer mask, see [`LayerMask::words`]. "Active from position t" is resolved by the host into this mask.
     pub lora: [u32; 4],
-    /// [`FROM_STATE`], [`LONG_ROPE`], [`GENERATED`].
+    /// [`FROM_STATE`], [`LONG_ROPE`], [`GENERATED`], [`GATED`].
     pub flags: u32,
+    /// Mask bits that gates of this step have cleared; the host writes 0.
+    pub closed: u32,
     /// Padding to the stride of a WGSL `array<Row>`.
-    pub _pad: [u32; 3],
+    pub _pad: [u32; 2],
 }
 
 impl Row {
@@ -124,8 +129,8 @@ pub struct Sampled {
     pub logprob: f32,
     /// 1 when a logit was NaN or infinite: the token then means nothing.
     pub invalid: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Layers in which a gate turned LoRA off for the row.
+    pub closed: u32,
 }
 
 #[cfg(test)]

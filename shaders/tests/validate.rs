@@ -79,6 +79,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "select" => size_of::<params::Select>(),
         "sample" => size_of::<params::Sample>(),
         "rope_kv" => size_of::<params::RopeKv>(),
+        "gate" => size_of::<params::Gate>(),
         "gate_up" => size_of::<params::GateUp>(),
         other => panic!("{other} has no parameters here"),
     };

@@ -7,9 +7,9 @@ import package::shared::draw::{Draw, LANES, logit, logits, mass, params, share, 
 import package::shared::lane::{Lane, group_index};
 import package::shared::philox::uniform_number;
 import package::shared::reduce::{maximum, sum};
-import package::shared::step::{SAMPLES, count, sample_words};
+import package::shared::step::{SAMPLES, count, sample_words, step_row};
 
-@group(1) @binding(3) var<storage, read_write> results: array<vec4u>;     // [samples]: token, logprob, invalid
+@group(1) @binding(3) var<storage, read_write> results: array<vec4u>;     // [samples]: token, logprob, invalid, closed
 
 const LEAST = -3.4e38;
 
@@ -94,7 +94,8 @@ fn draw_sample(index: u32, lane: Lane) {
     total = sum(total, lane, LANES);
     if lane.index == 0u {
         let logprob = logits[draw.logits + token] - raw_top - log(total);
-        results[index] = vec4u(token, bitcast<u32>(logprob), u32(invalid), 0u);
+        let closed = step_row(who.x).closed;
+        results[index] = vec4u(token, bitcast<u32>(logprob), u32(invalid), closed);
     }
 }
 

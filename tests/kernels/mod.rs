@@ -13,6 +13,7 @@ mod add;
 mod add_position;
 mod attend;
 mod embed;
+mod gate;
 mod gate_up;
 mod kv_write;
 mod lora_down;

@@ -43,9 +43,11 @@ pub(crate) fn plan(plan: &Plan) -> Result<()> {
         let fits = match op.kind {
             OpKind::Select => extents == [Extent::Rows, Extent::Samples],
             OpKind::Sample => extents == [Extent::Samples],
-            OpKind::Embed { .. } | OpKind::LoraEmbed { .. } | OpKind::KvWrite { .. } | OpKind::RopeKv(_) => {
-                extents.iter().all(|&e| e == Extent::Rows)
-            }
+            OpKind::Embed { .. }
+            | OpKind::LoraEmbed { .. }
+            | OpKind::KvWrite { .. }
+            | OpKind::RopeKv(_)
+            | OpKind::Gate(_) => extents.iter().all(|&e| e == Extent::Rows),
             _ => extents.windows(2).all(|pair| pair[0] == pair[1]),
         };
         if !fits {
@@ -89,6 +91,7 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
         OpKind::Add => (vec![first; 2], first, true),
         OpKind::Select => (vec![first], first, true),
         OpKind::Sample => return Some((vec![plan.vocab], None)),
+        OpKind::Gate(gate) => (vec![first], 1, layer_exists(gate.layer) && gate.fits(first)),
         OpKind::RopeKv(op) => {
             let norms = [&op.q_norm, &op.k_norm].into_iter().flatten().all(|n| norm_weights(n, kv.head_dim));
             let width = kv.q_width() + 2 * kv.width();

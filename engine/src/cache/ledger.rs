@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
-use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sampled};
+use wattle_shaders::{FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sampled};
 
 use super::{Adapted, Digest, Origin, PageStats, Pages, Room};
 use crate::adapter::Factors;
@@ -21,6 +21,8 @@ pub(crate) struct Ledger {
     /// Content of each adapter slot, and the layers that it has factors in.
     slots: HashMap<u32, (Digest, LayerMask)>,
     digests: Vec<(Weak<Factors>, Digest)>,
+    /// Of the gate that gated rows obey.
+    gate: Option<Digest>,
     /// How often each sequence was begun: what an earlier life drew must not be taken for a later one's.
     lives: BTreeMap<u32, u64>,
     /// By ticket.
@@ -28,15 +30,21 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Of a new backend, all whose pages are free; `share`: they are found by content.
+    /// Of a new backend, all whose pages are free; `share`: they are found by content, of which `gate` is the content of
+    /// the gate that gated rows obey.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn new(backend: &mut dyn Backend, capacity: &Capacity, share: bool) -> Result<Self> {
+    pub fn new(
+        backend: &mut dyn Backend,
+        capacity: &Capacity,
+        share: bool,
+        gate: Option<Digest>,
+    ) -> Result<Self> {
         let pages = Pages::new(capacity.pages, share);
         let (slots, digests) = (HashMap::new(), Vec::new());
         let (before, lives, draws) = (PageStats::default(), BTreeMap::new(), HashMap::new());
-        let mut ledger = Self { pages, before, slots, digests, lives, draws };
+        let mut ledger = Self { pages, before, slots, digests, gate, lives, draws };
         (0..capacity.sequences as u32).try_for_each(|sequence| ledger.release(backend, sequence))?;
         Ok(ledger)
     }
@@ -172,7 +180,8 @@ impl Ledger {
         let source = self.slots.get(&row.slot).filter(|_| row.slot != NO_INDEX);
         let lora = source.and_then(|&(adapter, layers)| {
             let mask = LayerMask(mask.0 & layers.0);
-            (mask != LayerMask::NONE).then_some(Adapted { adapter, gate: None, mask })
+            let gate = self.gate.filter(|_| row.flags & GATED != 0);
+            (mask != LayerMask::NONE).then_some(Adapted { adapter, gate, mask })
         });
         Origin { generated: row.flags & GENERATED != 0, long_rope: row.flags & LONG_ROPE != 0, lora }
     }

@@ -62,7 +62,7 @@ impl Host for EngineHost<'_> {
     }
 
     fn resolve(&self, lora: &Lora) -> Result<Choice> {
-        choice(lora, self.adapters, None)
+        choice(lora, self.adapters, self.runtime.gates(), None)
     }
 
     fn take_slot(&mut self, adapter: &Arc<Adapter>) -> Result<Option<u32>> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wattle_policy::LoraPolicy;
-use wattle_shaders::{Row, Sample};
+use wattle_shaders::{GATED, LONG_ROPE, Row, Sample};
 
 use crate::adapter::Residency;
 use crate::backend::{Backend, Step};
@@ -77,6 +77,9 @@ impl Engine {
     pub fn from_model(mut model: Model, options: EngineOptions) -> Result<Self> {
         if let Some(quant) = options.quant {
             model = model.quantized(quant)?;
+        }
+        if let Some(gate) = &options.gate {
+            gate.check(&model.spec)?;
         }
         let context = options.context.clamp(1, model.spec.context);
         let mut adapters = Residency::default();
@@ -296,7 +299,7 @@ fn logits_step(start: usize, ids: &[u32], lora: &ResolvedLora, long: bool) -> St
     let mut step = Step::default();
     for (index, &token) in ids.iter().enumerate() {
         let position = start + index;
-        let flags = if long { wattle_shaders::LONG_ROPE } else { 0 };
+        let flags = if long { LONG_ROPE } else { 0 } | if lora.gated { GATED } else { 0 };
         let mask = lora.mask_at(position).words();
         step.rows.push(Row { slot: lora.slot, lora: mask, flags, ..Row::prompt(token, position as u32, 0) });
         step.samples.push(Sample {

@@ -109,7 +109,7 @@ impl Engine {
             eos: if request.ignore_eos { Arc::default() } else { spec.eos.as_slice().into() },
         };
         check_closing(request, &limits, spec)?;
-        let lora = choice(&request.lora, &self.adapters, Some(request))?;
+        let lora = choice(&request.lora, &self.adapters, self.runtime.gates(), Some(request))?;
         Ok(Order { request: Arc::new(request.clone()), lora, limits })
     }
 }
@@ -157,9 +157,17 @@ fn original_context(spec: &Spec) -> usize {
 
 /// Looks up the adapter, and from which position on it is active; without a request (a switch in the middle) it is
 /// active at once. A mask of some layers leaves out what lies outside the layers, as PEFT's layers_to_transform does.
-pub(super) fn choice(lora: &Lora, adapters: &Residency, request: Option<&Request>) -> Result<Choice> {
+pub(super) fn choice(
+    lora: &Lora,
+    adapters: &Residency,
+    gates: bool,
+    request: Option<&Request>,
+) -> Result<Choice> {
+    if lora.gated && !gates {
+        return Err(Error::value("gated", "the engine has no gate"));
+    }
     let Some(id) = lora.adapter else {
-        return Ok(Choice { adapter: None, layers: lora.layers, from: 0 });
+        return Ok(Choice { adapter: None, layers: lora.layers, from: 0, gated: false });
     };
     let adapter = adapters.get(id).ok_or_else(not_loaded)?;
     let from = match (lora.from, request) {
@@ -173,5 +181,5 @@ pub(super) fn choice(lora: &Lora, adapters: &Residency, request: Option<&Request
         },
         (_, None) => 0,
     };
-    Ok(Choice { adapter: Some(Arc::clone(adapter)), layers: lora.layers, from })
+    Ok(Choice { adapter: Some(Arc::clone(adapter)), layers: lora.layers, from, gated: lora.gated })
 }

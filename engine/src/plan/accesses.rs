@@ -46,6 +46,7 @@ impl Coster<'_> {
             OpKind::Add => n * out * 3 * F32,
             OpKind::Select => n * out * 2 * F32,
             OpKind::Sample => n * self.width(0) * F32,
+            OpKind::Gate(gate) => n * (self.width(0) + gate.weights.len() as u64 + 1) * F32,
         }
     }
 

@@ -99,6 +99,17 @@ impl<'a> Coster<'a> {
             }
             OpKind::Add => OpCost { flops: n * self.width(0), ..self.elementwise(2) },
             OpKind::Select => self.elementwise(1),
+            OpKind::Gate(gate) => {
+                let (width, hidden) = (self.width(0), gate.hidden as u64);
+                OpCost {
+                    weight_bytes: gate.weights.len() as u64 * F32,
+                    activation_read_bytes: n * width * F32,
+                    activation_write_bytes: n * F32,
+                    // Square, sum, compare, and four for the distance; ten and an exponential for a unit.
+                    flops: n * (8 * width + 11 * hidden),
+                    ..OpCost::default()
+                }
+            }
             OpKind::Sample => OpCost {
                 activation_read_bytes: n * self.width(0) * F32,
                 // The largest logit and the sum of exponentials for the log-probability.

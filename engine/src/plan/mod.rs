@@ -7,6 +7,7 @@ mod build;
 mod carry;
 mod cost;
 mod fuse;
+mod gate;
 mod graph;
 mod lora;
 mod op;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use wattle_kernels_cpu::ColumnOrder;
 
 use crate::adapter::Target;
+use crate::gate::LayerGate;
 use crate::model::{Activation, Matrix, NormKind, NormWeights, Vector};
 
 /// Index of a [`Tensor`] in its plan.
@@ -240,6 +241,9 @@ pub enum OpKind {
     RopeKv(RopeKv),
     /// x, \[t if `lora`\] → f(G x + b_g + B_g t) · (U x + b_u + B_u t).
     GateUp(GateUp),
+    /// x → score \[1\]; where it is not above the threshold, LoRA is off in the layer for the rest of the step, for rows
+    /// that are gated ([`wattle_shaders::GATED`]).
+    Gate(Arc<LayerGate>),
 }
 
 /// [`OpKind::Norm`].
@@ -346,6 +350,7 @@ impl OpKind {
             Self::Sample => "sample",
             Self::RopeKv(_) => "rope_kv",
             Self::GateUp(_) => "gate_up",
+            Self::Gate(_) => "gate",
         }
     }
 }

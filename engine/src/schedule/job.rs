@@ -20,12 +20,14 @@ pub(crate) struct Choice {
     pub adapter: Option<Arc<Adapter>>,
     pub layers: LayerMask,
     pub from: usize,
+    pub gated: bool,
 }
 
 impl Choice {
     /// The choice with its adapter in this slot.
     pub fn in_slot(&self, slot: Option<u32>) -> ResolvedLora {
-        ResolvedLora { slot: slot.unwrap_or(NO_INDEX), layers: self.layers, from: self.from }
+        let Self { layers, from, gated, .. } = *self;
+        ResolvedLora { slot: slot.unwrap_or(NO_INDEX), layers, from, gated }
     }
 }
 
@@ -100,6 +102,7 @@ impl Job {
         let report = &mut self.report;
         report.lora_layers_run += sequence.lora_layers[0];
         report.lora_layers_skipped += sequence.lora_layers[1];
+        report.lora_layers_closed += sequence.closed;
         if let Some(first) = since(sequence.first_token) {
             report.first_token =
                 if report.first_token.is_zero() { first } else { first.min(report.first_token) };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sample, Sampled};
+use wattle_shaders::{FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sample, Sampled};
 
 use crate::generation::{Finish, Path};
 use crate::request::{Request, Sampling};
@@ -20,6 +20,8 @@ pub(crate) struct ResolvedLora {
     pub layers: LayerMask,
     /// From which position on.
     pub from: usize,
+    /// Whether gates decide too.
+    pub gated: bool,
 }
 
 impl ResolvedLora {
@@ -88,6 +90,8 @@ pub(crate) struct Sequence {
     pub first_token: Option<Duration>,
     pub last_token: Option<Duration>,
     pub lora_layers: [u64; 2],
+    /// (row, layer) pairs of rows that drew, in which a gate turned LoRA off.
+    pub closed: u64,
 }
 
 impl Sequence {
@@ -119,6 +123,7 @@ impl Sequence {
             first_token: None,
             last_token: None,
             lora_layers: [0; 2],
+            closed: 0,
             request: Arc::clone(request),
             limits: limits.clone(),
         }
@@ -280,6 +285,9 @@ impl Sequence {
         if position >= self.tokens.len() {
             flags |= FROM_STATE;
         }
+        if lora.gated {
+            flags |= GATED;
+        }
         let token = self.tokens.get(position).copied().unwrap_or(0);
         let row = Row::prompt(token, position as u32, self.id);
         Row { slot: lora.slot, lora: mask.words(), flags, ..row }
@@ -306,6 +314,7 @@ impl Sequence {
     pub fn accept(&mut self, sampled: Sampled, now: Duration) -> Vec<Delivered> {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
+        self.closed += u64::from(sampled.closed);
         let text = self.push(sampled.token, sampled.logprob);
         let (text, stopped) = self.stop.push(&text);
         self.text.push_str(&text);

@@ -97,7 +97,7 @@ impl Host for Device {
 
     fn resolve(&self, lora: &Lora) -> Result<Choice> {
         let adapter = lora.adapter.and_then(|id| self.adapters.get(id)).cloned();
-        Ok(Choice { adapter, layers: lora.layers, from: 0 })
+        Ok(Choice { adapter, layers: lora.layers, from: 0, gated: lora.gated })
     }
 
     fn take_slot(&mut self, adapter: &Arc<Adapter>) -> Result<Option<u32>> {
@@ -166,7 +166,7 @@ impl Host for Device {
                 assert_eq!(sample.position as usize, self.caches[sequence].len());
                 let token = self.draw(sequence, sample);
                 self.last[sequence] = token;
-                sampled.push(Sampled { token, logprob: -1.0, invalid: 0, _pad: 0 });
+                sampled.push(Sampled { token, logprob: -1.0, invalid: 0, closed: 0 });
             }
         }
         self.rows.push(step.rows.len());
@@ -192,7 +192,7 @@ fn order(request: Request, adapter: Option<&Arc<Adapter>>) -> Order {
     let layers = if adapter.is_some() { LayerMask::ALL } else { LayerMask::NONE };
     let eos = if request.ignore_eos { Vec::new() } else { vec![7] };
     let limits = PathLimits { context: 64, original_context: usize::MAX, tokenizer: None, eos: eos.into() };
-    let lora = Choice { adapter: adapter.cloned(), layers, from: request.ids.len() / 2 };
+    let lora = Choice { adapter: adapter.cloned(), layers, from: request.ids.len() / 2, gated: false };
     Order { request: Arc::new(request), lora, limits }
 }
 

@@ -87,7 +87,11 @@ fn draw(random: &mut Random, texts: &[Vec<u32>], adapted: bool, has_text: bool) 
     let text = &texts[random.below(texts.len() as u64) as usize];
     let closes = new > 6 && random.one_in(4);
     Request {
-        lora: if adapted { Lora { adapter: None, layers, from } } else { Lora::BASE },
+        lora: if adapted {
+            Lora { adapter: None, layers, from, gated: random.one_in(3) }
+        } else {
+            Lora::BASE
+        },
         sampling: if random.one_in(3) { Sampling::GREEDY } else { sampled },
         paths: if random.one_in(3) { 2 + random.below(4) as u32 } else { 1 },
         closing: closes.then(|| Closing { ids: text[..2].to_vec(), answer_tokens: 3 }),

@@ -3,6 +3,7 @@
 mod cases;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,8 +11,8 @@ use wattle_engine::adapter::Adapter;
 use wattle_engine::backend::Limits;
 use wattle_engine::model::Model;
 use wattle_engine::{
-    AdapterId, AdapterRoom, Client, Engine, EngineOptions, Error as EngineError, Finish, Generation, Path,
-    Request, Service, ServiceOptions, Tokens,
+    AdapterId, AdapterRoom, Client, Engine, EngineOptions, Error as EngineError, Feature, Finish, Gate,
+    Generation, Path, Request, Service, ServiceOptions, Tokens,
 };
 
 use crate::common::Common;
@@ -94,8 +95,15 @@ struct Soak<'s> {
 pub(crate) fn soak(requests: usize, seed: u64, common: &Common) -> Result<Outcome> {
     let source = Source::find(common)?;
     let mut random = Random(seed);
-    let options =
-        EngineOptions { sequences: SEQUENCES, context: cases::CONTEXT, rows: 24, ..common.engine_options() };
+    let spec = Model::load(&source.model)?.spec;
+    let gate = Gate::above(spec.width, (0..spec.layers as u32).step_by(2), Feature::Mean, 0.0);
+    let options = EngineOptions {
+        sequences: SEQUENCES,
+        context: cases::CONTEXT,
+        rows: 24,
+        gate: Some(Arc::new(gate)),
+        ..common.engine_options()
+    };
     let alone = EngineOptions { share_prefixes: false, ..options.clone() };
     let mut engine = Engine::load(&source.model, alone)?;
     let kv_bytes = Some(PAGES * engine.page_bytes());
@@ -286,6 +294,7 @@ impl Soak<'_> {
             ("votes_ended_early", spared > 0),
             ("closing_prompts", paths.iter().any(|path| !path.forced.is_empty())),
             ("several_paths", paths.len() > 1),
+            ("gates_closed", generation.report.lora_layers_closed > 0),
         ];
         happened.iter().filter(|(_, happened)| *happened).for_each(|(name, _)| outcome.count(name));
     }

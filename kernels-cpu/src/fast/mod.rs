@@ -6,6 +6,7 @@
 //! one process uses only one.
 
 mod attend;
+mod gate;
 mod inputs;
 mod lora;
 mod math;
@@ -19,6 +20,7 @@ mod threads;
 mod tile;
 
 pub use attend::attend;
+pub use gate::gate;
 pub use inputs::Precision;
 pub use lora::{Factor, Factors, lora_down, lora_embed, lora_up};
 pub use project::{GateUp, Project, gate_up, project};

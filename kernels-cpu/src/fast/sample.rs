@@ -124,11 +124,11 @@ impl Work for Draw<'_> {
     fn run<S: Simd>(self, simd: S) -> Sampled {
         let Likely { finite, max, log_total, .. } = self.likely;
         if !finite {
-            return Sampled { token: 0, logprob: f32::NAN, invalid: 1, _pad: 0 };
+            return Sampled { token: 0, logprob: f32::NAN, invalid: 1, closed: 0 };
         }
         let token = self.token(simd);
         let logprob = f64::from(self.logits[token]) - f64::from(max) - log_total;
-        Sampled { token: token as u32, logprob: logprob as f32, invalid: 0, _pad: 0 }
+        Sampled { token: token as u32, logprob: logprob as f32, invalid: 0, closed: 0 }
     }
 }
 

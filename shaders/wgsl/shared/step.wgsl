@@ -11,6 +11,7 @@ struct Row {
     slot: u32,
     lora: vec4u,
     flags: u32,
+    closed: u32, // mask bits that gates have cleared
 }
 
 const FROM_STATE = 1u;
@@ -34,7 +35,8 @@ fn chunks() -> u32 {
 // Row `index` of the step.
 fn step_row(index: u32) -> Row {
     let at = 1u + index * 3u;
-    return Row(step[at].x, step[at].y, step[at].z, step[at].w, step[at + 1u], step[at + 2u].x);
+    return Row(step[at].x, step[at].y, step[at].z, step[at].w, step[at + 1u], step[at + 2u].x,
+        step[at + 2u].y);
 }
 
 // Words 4 * part .. 4 * part + 4 of sample `index`.

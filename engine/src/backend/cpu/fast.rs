@@ -1,6 +1,7 @@
 //! Runs one op with its fast kernel.
 
 use wattle_kernels_cpu::fast::{self, Factor, GateUp, Project, RopeKv};
+use wattle_kernels_cpu::gate::Gate;
 use wattle_kernels_cpu::norm::Norm;
 use wattle_kernels_cpu::rope::Angles;
 use wattle_kernels_cpu::{Lora, Pair, Target};
@@ -73,6 +74,9 @@ pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
         }
         OpKind::Add => fast::add(x(0), x(1), y),
         OpKind::Select => fast::select(io.samples, width, x(0), y),
+        OpKind::Gate(gate) => {
+            fast::gate(&Gate { width, hidden: gate.hidden, weights: &gate.weights }, x(0), y);
+        }
         OpKind::Sample => return Ok(fast::sample(io.samples, width, x(0), io.states)),
         OpKind::GateUp(op) => {
             let lora = op.lora.as_ref().map(|site| lora(site, &io));

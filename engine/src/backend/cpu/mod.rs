@@ -13,6 +13,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,10 +22,11 @@ use std::time::Instant;
 use wattle_kernels_cpu::Tally;
 use wattle_kernels_cpu::fast::Precision;
 use wattle_policy::OpCost;
-use wattle_shaders::Sampled;
+use wattle_shaders::{GATED, LayerMask, Row, Sampled};
 
 use super::{Capacity, Counters, Doors, Limits, PlanHandle, Step, Timing, validate};
 use crate::error::{Error, Result};
+use crate::gate::LayerGate;
 use crate::plan::{Extent, OpKind, Plan, RopeTable, TensorId};
 
 use kv::KvCache;
@@ -168,14 +170,23 @@ impl CpuBackend {
         let pool = self.pool.take();
         let mut work = || {
             let mut outcome = Outcome::default();
+            let mut step = Cow::Borrowed(step);
             for index in range.clone() {
-                self.run_op(handle, step, index, count, &mut outcome)?;
+                self.run_op(handle, &step, index, count, &mut outcome)?;
                 let plan = &self.plans[handle.0];
+                if let (OpKind::Gate(gate), Some(scores)) =
+                    (&plan.plan.ops[index].kind, plan.plan.ops[index].output)
+                {
+                    close(gate, plan.activations.get(scores), &mut step.to_mut().rows);
+                }
                 for id in plan.plan.ops[index].outputs().filter(|id| taps.contains(id)) {
                     let tensor = plan.plan.tensor(id);
-                    let len = validate::lines(tensor.extent, step) * tensor.width;
+                    let len = validate::lines(tensor.extent, &step) * tensor.width;
                     outcome.taps.insert(id, plan.activations.get(id)[..len].to_vec());
                 }
+            }
+            for (sampled, sample) in outcome.sampled.iter_mut().zip(&step.samples) {
+                sampled.closed = step.rows[sample.row as usize].closed;
             }
             Ok(outcome)
         };
@@ -254,5 +265,17 @@ impl CpuBackend {
         self.counters.launches += 1;
         self.counters.host_ops += 1;
         Ok(())
+    }
+}
+
+/// Clears the mask bits of gated rows whose scores do not open the gate.
+fn close(gate: &LayerGate, scores: &[f32], rows: &mut [Row]) {
+    for (row, &score) in rows.iter_mut().zip(scores) {
+        let open = score > gate.threshold;
+        if row.flags & GATED != 0 && row.lora_in(gate.layer) && !open {
+            let mask = LayerMask::from_words(row.lora);
+            row.lora = LayerMask(mask.0 & !(1 << gate.layer)).words();
+            row.closed += 1;
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use wattle_kernels_cpu::attend::plain as attend;
 use wattle_kernels_cpu::cache::{Cache, Cached, Kv, KvMut, Side, SideMut};
+use wattle_kernels_cpu::gate::{self, Gate};
 use wattle_kernels_cpu::gate_up::{self, GateUp};
 use wattle_kernels_cpu::kv_write;
 use wattle_kernels_cpu::norm::{self, Norm};
@@ -204,6 +205,11 @@ pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> R
         }
         OpKind::Add => add::plain(len, x(0), x(1), y),
         OpKind::Select => select::plain(io.samples, width, x(0), y),
+        OpKind::Gate(gate) => {
+            let weights = views.floats(&gate.weights, Class::Weight);
+            let gate = Gate { width, hidden: gate.hidden, weights: &weights as &dyn Read };
+            gate::plain(rows.len(), &gate, x(0), y);
+        }
         OpKind::Sample => return Ok(sample::plain(io.samples, width, x(0), io.states)),
         OpKind::GateUp(op) => {
             let weights = [views.matrix(&op.gate)?, views.matrix(&op.up)?];

@@ -175,10 +175,12 @@ impl Backend for GpuBackend {
 
     fn memory(&self) -> Memory {
         let activations: u64 = self.activations.iter().map(|(buffer, _)| buffer.size()).sum();
+        let parts = self.sequences.as_ref().and_then(|sequences| sequences.split.as_ref());
+        let parts = parts.map_or(0, |split| split.parts.size() + split.done.size());
         Memory {
             weights: self.weights.bytes,
             kv: self.sequences.as_ref().map_or(0, Sequences::kv_bytes),
-            activations: activations + self.step.size() + self.results.size(),
+            activations: activations + parts + self.step.size() + self.results.size(),
             lora: self.pools.bytes,
         }
     }

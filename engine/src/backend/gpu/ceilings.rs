@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use wattle_shaders::ceilings::{INVOCATIONS, MULTIPLY, MULTIPLY_ADDS, READ};
 
 use super::device::Gpu;
-use super::weights::Uploader;
 use super::{DeviceInfo, GpuOptions};
 use crate::error::Result;
 
@@ -73,14 +72,12 @@ impl Ceilings {
         let buffer = self.gpu.storage("ceilings", bytes)?;
         let number = |word: u32| (word.wrapping_mul(0x9E37_79B9) >> 9 | 0x3F00_0000) & 0x3F7F_FFFF;
         let words: Vec<u32> = (0..(bytes.min(PIECE) / 4) as u32).map(number).collect();
-        let mut uploader = Uploader { gpu: &self.gpu, waiting: 0 };
         let mut at = 0;
         while at < bytes {
             let piece = PIECE.min(bytes - at);
-            uploader.bytes(&buffer, at, &bytemuck::cast_slice(&words)[..piece as usize])?;
+            self.gpu.upload(&buffer, at, &bytemuck::cast_slice(&words)[..piece as usize])?;
             at += piece;
         }
-        uploader.flush()?;
         self.gpu.check()?;
         Ok(buffer)
     }

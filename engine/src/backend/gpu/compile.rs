@@ -8,6 +8,7 @@ use super::lora::Pools;
 use super::sequences::{Heads, Sequences};
 use super::weights::Weights;
 use crate::error::{Error, Result};
+use crate::gate::LayerGate;
 use crate::model::{NormKind, Vector};
 use crate::plan::{Attend, Extent, KvType, Norm, Op, OpKind, Plan, RopeKv, Tensor};
 
@@ -75,6 +76,7 @@ impl Compiler<'_> {
                 Ok(vec![Launch { extent: Extent::Samples, ..launch }])
             }
             OpKind::Sample => self.sample(),
+            OpKind::Gate(gate) => self.gate(gate),
             OpKind::RopeKv(rope_kv) => self.rope_kv(rope_kv),
             OpKind::GateUp(gate_up) => self.gate_up(gate_up),
         }
@@ -261,6 +263,21 @@ impl Compiler<'_> {
             };
             Ok(Launch { next: Some(next), ..launch })
         })
+    }
+
+    fn gate(&mut self, gate: &LayerGate) -> Result<Vec<Launch>> {
+        let width = self.tensor_in(0).width;
+        let params = params::Gate {
+            width: width as u32,
+            stride: stride(width) as u32,
+            layer: gate.layer,
+            hidden: gate.hidden as u32,
+            threshold: gate.threshold,
+        };
+        let weights = self.weights.values(self.gpu, "gate", &gate.weights)?;
+        let bindings = vec![read(1, self.input(0)), read(2, &weights), write(3, self.output()?)];
+        let launch = Launch::new(self, params, bindings, Grid::Groups(1))?;
+        Ok(vec![Launch { closes: true, ..launch }])
     }
 
     fn sample(&self) -> Result<Vec<Launch>> {

@@ -126,6 +126,8 @@ pub(super) struct Gpu {
     /// Shaders check their bounds.
     pub checked: bool,
     pub pipelines: Pipelines,
+    /// See [`super::upload`].
+    pub uploads: Mutex<wgpu::Buffer>,
     reported: Arc<Mutex<Reported>>,
 }
 
@@ -173,7 +175,9 @@ impl Gpu {
             lost_after: asked.lost_after,
         };
         let pipelines = Pipelines::new(&device);
-        Ok(Self { device, queue, info, limits, checked: options.checked, pipelines, reported })
+        let uploads = Mutex::new(super::upload::staging(&device));
+        let checked = options.checked;
+        Ok(Self { device, queue, info, limits, checked, pipelines, uploads, reported })
     }
 
     pub fn error(&self, reason: impl ToString) -> Error {

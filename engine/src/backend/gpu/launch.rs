@@ -90,6 +90,8 @@ pub(super) struct Launch {
     pub bindings: Vec<Binding>,
     pub extent: Extent,
     pub grid: Grid,
+    /// Whether it writes to the step: a gate.
+    pub closes: bool,
 }
 
 impl Launch {
@@ -110,6 +112,7 @@ impl Launch {
             bindings,
             extent: Extent::Rows,
             grid,
+            closes: false,
         })
     }
 }

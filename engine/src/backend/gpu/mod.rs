@@ -20,6 +20,7 @@ mod sequences;
 mod split;
 mod step;
 mod timing;
+mod upload;
 mod weights;
 
 use std::cell::Cell;
@@ -75,7 +76,8 @@ pub struct GpuBackend {
     /// Header, rows and samples of the step, and the page tables behind the most that there may be of these. One is enough for any number of steps in flight: a write is a copy that
     /// the queue makes between the steps.
     step: wgpu::Buffer,
-    step_bindings: wgpu::BindGroup,
+    /// To read it, and to write it.
+    step_bindings: [wgpu::BindGroup; 2],
     /// [`wattle_shaders::Sampled`] of the step's samples.
     results: wgpu::Buffer,
     /// Bound where an op lacks an operand that it reads.
@@ -118,10 +120,9 @@ impl GpuBackend {
         let results = gpu.storage("results", (capacity.samples * step::SAMPLED) as u64)?;
         let (nothing, nowhere) = (gpu.storage("nothing", 16)?, gpu.storage("nowhere", 16)?);
         let entries = [wgpu::BindGroupEntry { binding: 0, resource: step.as_entire_binding() }];
-        let step_bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("step"),
-            layout: &gpu.pipelines.step,
-            entries: &entries,
+        let step_bindings = gpu.pipelines.step.each_ref().map(|layout| {
+            let label = Some("step");
+            gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label, layout, entries: &entries })
         });
         gpu.check()?;
         Ok(Self {

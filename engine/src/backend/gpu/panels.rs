@@ -5,7 +5,7 @@ use std::ops::Range;
 use wattle_shaders::params::Panels;
 
 use super::device::Gpu;
-use super::weights::{Chunk, Uploader};
+use super::weights::Chunk;
 use crate::error::Result;
 use crate::model::{BLOCK, Dtype, Matrix, Offset, PANEL, PanelFormat, Part};
 
@@ -24,7 +24,6 @@ pub(super) fn upload(gpu: &Gpu, matrix: &Matrix, format: PanelFormat) -> Result<
         let reason = format!("{}: 16 rows have {panel_bytes} bytes, a binding {most}", matrix.name);
         return Err(gpu.error(reason));
     }
-    let mut uploader = Uploader { gpu, waiting: 0 };
     let (mut chunks, mut first) = (Vec::new(), 0);
     for parts in runs(&matrix.parts) {
         let rows: usize = parts.iter().map(|part| part.rows).sum();
@@ -34,19 +33,18 @@ pub(super) fn upload(gpu: &Gpu, matrix: &Matrix, format: PanelFormat) -> Result<
             let rows = rows.min(range.end * PANEL) - start * PANEL;
             let buffer = gpu.storage(&matrix.name, (range.len() * panel_bytes) as u64)?;
             let panels = params(&format, matrix.cols, sizes.map(|size| range.len() * size));
-            write(&mut uploader, &buffer, parts, &range, sizes)?;
+            write(gpu, &buffer, parts, &range, sizes)?;
             chunks.push(Chunk { buffer, first: first + start * PANEL, rows, panels });
         }
         first += rows;
     }
-    uploader.flush()?;
     gpu.check()?;
     Ok(chunks)
 }
 
 /// Writes the panels `range` of a run, of which each takes `sizes` bytes of the three arrays.
 fn write(
-    uploader: &mut Uploader,
+    gpu: &Gpu,
     buffer: &wgpu::Buffer,
     parts: &[Part],
     range: &Range<usize>,
@@ -65,7 +63,7 @@ fn write(
                     (None, _) => &[],
                 };
                 let bytes = &bytes[(start - first) * size..(end - first) * size];
-                uploader.bytes(buffer, at, bytes)?;
+                gpu.upload(buffer, at, bytes)?;
                 at += bytes.len() as u64;
             }
             first += panels;

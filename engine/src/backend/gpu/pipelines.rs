@@ -26,16 +26,19 @@ struct Made {
 
 /// All that was made so far.
 pub(super) struct Pipelines {
-    /// Group 0 of all kernels: the step buffer.
-    pub step: wgpu::BindGroupLayout,
+    /// Group 0 of kernels: the step buffer, read or (gates) written.
+    pub step: [wgpu::BindGroupLayout; 2],
     made: Mutex<Made>,
 }
 
 impl Pipelines {
     pub fn new(device: &wgpu::Device) -> Self {
-        let entries = [entry(0, Access::Read)];
-        let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some("step"), entries: &entries };
-        Self { step: device.create_bind_group_layout(&descriptor), made: Mutex::default() }
+        let step = [Access::Read, Access::Write].map(|access| {
+            let entries = [entry(0, access)];
+            let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some("step"), entries: &entries };
+            device.create_bind_group_layout(&descriptor)
+        });
+        Self { step, made: Mutex::default() }
     }
 
     /// The pipeline of a launch, with these constants.
@@ -87,7 +90,7 @@ impl Pipelines {
             .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
         let pipeline = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
-            bind_group_layouts: &[Some(&self.step), Some(&bindings)],
+            bind_group_layouts: &[Some(&self.step[usize::from(launch.closes)]), Some(&bindings)],
             immediate_size: 0,
         });
         Layout { bindings, pipeline }

@@ -24,6 +24,8 @@ pub(super) struct Dispatch {
     pub bindings: wgpu::BindGroup,
     pub extent: Extent,
     pub grid: Grid,
+    /// Whether it writes to the step.
+    pub closes: bool,
 }
 
 impl Dispatch {
@@ -130,6 +132,7 @@ pub(super) fn dispatches(
             bindings,
             extent: launch.extent,
             grid: launch.grid,
+            closes: launch.closes,
         }
     };
     let all = launches.iter().zip(places).map(|(op, places)| op.iter().zip(places).map(dispatch).collect());

@@ -190,7 +190,7 @@ impl GpuBackend {
         stamps: Option<&Stamps>,
     ) -> Result<u64> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        pass.set_bind_group(0, &self.step_bindings, &[]);
+        let mut closes = None;
         let mut launches = 0;
         let chunks = self.chunks(step);
         for (index, op) in prepared.ops[range].iter().enumerate() {
@@ -204,6 +204,9 @@ impl GpuBackend {
                 }
                 let [x, y, z] = self.fold(groups)?;
                 pass.set_pipeline(pipeline);
+                if closes.replace(dispatch.closes) != Some(dispatch.closes) {
+                    pass.set_bind_group(0, &self.step_bindings[usize::from(dispatch.closes)], &[]);
+                }
                 pass.set_bind_group(1, &dispatch.bindings, &[]);
                 pass.dispatch_workgroups(x, y, z);
                 launches += 1;

@@ -7,13 +7,9 @@ use wattle_shaders::params::Panels;
 
 use super::device::Gpu;
 use super::panels;
+use super::upload::PIECE;
 use crate::error::Result;
 use crate::model::{Dtype, Format, Matrix, Vector};
-
-/// Bytes that may wait in the driver's staging memory before the upload waits for the device.
-const IN_FLIGHT: u64 = 32 << 20;
-/// Bytes that are handed over at once, and the most that is copied to pad rows.
-const PIECE: usize = 4 << 20;
 
 /// Consecutive rows of a matrix in one buffer.
 pub(super) struct Chunk {
@@ -78,8 +74,7 @@ impl Weights {
         values: &[T],
     ) -> Result<wgpu::Buffer> {
         let buffer = gpu.storage(label, size_of_val(values) as u64)?;
-        let mut uploader = Uploader { gpu, waiting: 0 };
-        uploader.bytes(&buffer, 0, bytemuck::cast_slice(values))?;
+        gpu.upload(&buffer, 0, bytemuck::cast_slice(values))?;
         self.bytes += buffer.size();
         Ok(buffer)
     }
@@ -103,7 +98,6 @@ fn upload(gpu: &Gpu, matrix: &Matrix, dtype: Dtype) -> Result<Vec<Chunk>> {
         let buffer = gpu.storage(&matrix.name, (rows * row_bytes) as u64)?;
         chunks.push(Chunk { buffer, first, rows, panels: Panels::default() });
     }
-    let mut uploader = Uploader { gpu, waiting: 0 };
     let mut part_first = 0;
     for part in &matrix.parts {
         for chunk in &chunks {
@@ -113,64 +107,33 @@ fn upload(gpu: &Gpu, matrix: &Matrix, dtype: Dtype) -> Result<Vec<Chunk>> {
                 let stored = matrix.cols * dtype.size();
                 let rows = &part.data.as_ref()[(start - part_first) * stored..(end - part_first) * stored];
                 let offset = ((start - chunk.first) * row_bytes) as u64;
-                uploader.rows(&chunk.buffer, offset, rows, stored, row_bytes)?;
+                upload_rows(gpu, &chunk.buffer, offset, rows, [stored, row_bytes])?;
             }
         }
         part_first += part.rows;
     }
-    uploader.flush()?;
     gpu.check()?;
     Ok(chunks)
 }
 
-/// Writes to buffers piece by piece, so that the host never holds more than a bounded copy.
-pub(super) struct Uploader<'a> {
-    pub gpu: &'a Gpu,
-    pub waiting: u64,
-}
-
-impl Uploader<'_> {
-    /// Rows of `stored` bytes to rows of `padded` bytes.
-    fn rows(
-        &mut self,
-        buffer: &wgpu::Buffer,
-        offset: u64,
-        rows: &[u8],
-        stored: usize,
-        padded: usize,
-    ) -> Result<()> {
-        if stored == padded {
-            return self.bytes(buffer, offset, rows);
+/// Rows of `stored` bytes to rows of `padded` bytes.
+fn upload_rows(
+    gpu: &Gpu,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    rows: &[u8],
+    [stored, padded]: [usize; 2],
+) -> Result<()> {
+    if stored == padded {
+        return gpu.upload(buffer, offset, rows);
+    }
+    let at_once = (PIECE / padded).max(1);
+    for (index, piece) in rows.chunks(at_once * stored).enumerate() {
+        let mut copy = vec![0; piece.len() / stored * padded];
+        for (to, from) in copy.chunks_exact_mut(padded).zip(piece.chunks_exact(stored)) {
+            to[..stored].copy_from_slice(from);
         }
-        let at_once = (PIECE / padded).max(1);
-        for (index, piece) in rows.chunks(at_once * stored).enumerate() {
-            let mut copy = vec![0; piece.len() / stored * padded];
-            for (to, from) in copy.chunks_exact_mut(padded).zip(piece.chunks_exact(stored)) {
-                to[..stored].copy_from_slice(from);
-            }
-            self.write(buffer, offset + (index * at_once * padded) as u64, &copy)?;
-        }
-        Ok(())
+        gpu.upload(buffer, offset + (index * at_once * padded) as u64, &copy)?;
     }
-
-    /// Bytes as they are.
-    pub fn bytes(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        for (index, piece) in bytes.chunks(PIECE).enumerate() {
-            self.write(buffer, offset + (index * PIECE) as u64, piece)?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.gpu.queue.write_buffer(buffer, offset, bytes);
-        self.waiting += bytes.len() as u64;
-        if self.waiting > IN_FLIGHT { self.flush() } else { Ok(()) }
-    }
-
-    /// Waits until all pieces are on the device: only then are their copies on the host freed.
-    pub fn flush(&mut self) -> Result<()> {
-        self.waiting = 0;
-        let submission = self.gpu.queue.submit([]);
-        self.gpu.wait(Some(submission))
-    }
+    Ok(())
 }
