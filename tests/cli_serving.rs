@@ -69,3 +69,24 @@ fn a_soak_finds_nothing_wrong() {
         }
     }
 }
+
+#[test]
+fn serving_is_measured_beside_what_it_is_compared_to() {
+    let few = ["-p", "70", "-n", "3", "-r", "2", "--paths", "1,2", "-o", "json"];
+    let value = json(&[&["bench", "--backend", "cpu", "--serving"][..], &few].concat());
+    let lines = value.as_array().expect("an array");
+    let whats: Vec<_> = lines.iter().filter_map(|line| line["what"].as_str()).collect();
+    let expected = [
+        "70 again",
+        "2 paths, tokens/s",
+        "1 paths, sch",
+        "2 paths, sch",
+        "switch",
+        "of q and v",
+        "of all linear",
+    ];
+    assert!(whats.iter().zip(expected).all(|(what, expected)| what.contains(expected)), "{whats:?}");
+    assert_eq!(whats.len(), expected.len());
+    assert!(lines.iter().all(|line| line["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0)), "{value}");
+    assert!(lines[5]["bytes"].as_f64() > lines[6]["bytes"].as_f64(), "more factors, more bytes: {value}");
+}

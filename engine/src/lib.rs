@@ -18,7 +18,7 @@ mod stop;
 pub mod tokenizer;
 mod vote;
 
-pub use engine::Engine;
+pub use engine::{Engine, StepTimes};
 pub use error::{Error, Result};
 pub use gate::{Feature, Gate, LayerGate};
 pub use generation::{Control, Event, Finish, Generation, Path, Report};

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use wattle_shaders::{GATED, NO_INDEX, Row, Sampled};
 
@@ -49,6 +50,8 @@ pub(crate) struct Runtime {
     gated: Option<Prepared>,
     gates: bool,
     ledger: Ledger,
+    /// Time in the backend's steps, the host waiting.
+    pub device_time: Duration,
 }
 
 impl Runtime {
@@ -83,7 +86,17 @@ impl Runtime {
             options.gate.as_ref().map(|gate| gate.digest()),
         )?;
         let gates = options.gate.is_some();
-        let mut runtime = Self { backend, capacity, needs, base, adapted, gated, gates, ledger };
+        let mut runtime = Self {
+            backend,
+            capacity,
+            needs,
+            base,
+            adapted,
+            gated,
+            gates,
+            ledger,
+            device_time: Duration::ZERO,
+        };
         for (slot, factors) in slots.iter().enumerate() {
             runtime.set_slot(slot, factors.clone())?;
         }
@@ -178,8 +191,12 @@ impl Runtime {
     pub fn submit(&mut self, step: &Step) -> Result<Ticket> {
         let handle = self.choose(step).handle;
         let ledger = &mut self.ledger;
-        let ticket =
-            ledger.prepare(&mut *self.backend, step).and_then(|()| self.backend.submit(handle, step));
+        let ticket = ledger.prepare(&mut *self.backend, step).and_then(|()| {
+            let started = Instant::now();
+            let ticket = self.backend.submit(handle, step);
+            self.device_time += started.elapsed();
+            ticket
+        });
         match &ticket {
             Ok(ticket) => ledger.submitted(ticket, step),
             Err(_) => ledger.forget(),
@@ -190,7 +207,9 @@ impl Runtime {
     /// Waits for a step.
     pub fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
         let number = ticket.0;
+        let started = Instant::now();
         let sampled = self.backend.collect(ticket);
+        self.device_time += started.elapsed();
         match &sampled {
             Ok(sampled) => self.ledger.collected(number, sampled),
             Err(_) => self.ledger.forget(),

@@ -58,6 +58,18 @@ pub struct Engine {
     held: BTreeSet<u32>,
     /// How often the runtime was made anew: schedulers then encode again what runs.
     rebuilds: u64,
+    times: StepTimes,
+}
+
+/// Where the time of an engine's steps went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Steps.
+    pub steps: u64,
+    /// From their beginning to their end, observers included.
+    pub total: Duration,
+    /// In the backend: running, or waiting for the device. The rest is the scheduler's own.
+    pub device: Duration,
 }
 
 impl Engine {
@@ -87,8 +99,19 @@ impl Engine {
         let runtime = Runtime::new(&model, &options, needs, &[])?;
         adapters.resize(needs.lora.slots);
         let (tokenizer, chat_template, policy) = (None, None, None);
-        let (held, rebuilds) = (BTreeSet::new(), 0);
-        Ok(Self { model, tokenizer, chat_template, options, adapters, policy, runtime, held, rebuilds })
+        let (held, rebuilds, times) = (BTreeSet::new(), 0, StepTimes::default());
+        Ok(Self {
+            model,
+            tokenizer,
+            chat_template,
+            options,
+            adapters,
+            policy,
+            runtime,
+            held,
+            rebuilds,
+            times,
+        })
     }
 
     /// Asks a policy about every request from now on; `None` leaves requests as they are.
@@ -119,6 +142,11 @@ impl Engine {
     /// The plan that runs with LoRA, once an adapter is loaded.
     pub fn adapted_plan(&self) -> Option<&Arc<Plan>> {
         self.runtime.adapted_plan()
+    }
+
+    /// Where the time of all steps so far went.
+    pub fn step_times(&self) -> StepTimes {
+        self.times
     }
 
     /// The device underneath, for timings, memory and counters.

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wattle_policy::{LoraDecision, RequestFacts};
 use wattle_shaders::LayerMask;
@@ -47,7 +47,12 @@ impl Engine {
             scheduler.epoch = self.rebuilds;
             scheduler.restart(&mut self.host())?;
         }
-        match scheduler.step(&mut self.host(), now, observer) {
+        let (started, device) = (Instant::now(), self.runtime.device_time);
+        let result = scheduler.step(&mut self.host(), now, observer);
+        self.times.steps += 1;
+        self.times.total += started.elapsed();
+        self.times.device += self.runtime.device_time - device;
+        match result {
             Err(error @ Error::Device { .. }) if scheduler.may_revive() => {
                 tracing::warn!(%error, "the device failed: it is made anew, and requests go on from their tokens");
                 self.revive()?;

@@ -3,6 +3,7 @@
 mod load;
 pub(super) mod record;
 pub(super) mod runner;
+mod serving;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -55,6 +56,10 @@ pub(crate) struct Args {
     /// Measures loading --model instead, beside reading the same files, both with a warm page cache
     #[arg(long, conflicts_with_all = ["shape", "compare", "profile", "paired"])]
     load: bool,
+    /// Measures serving instead: a prompt that is known already, paths and adapters together, a switch of adapters in
+    /// the middle, and the scheduler's own time, each beside what it is compared to
+    #[arg(long, conflicts_with_all = ["load", "compare", "profile", "paired"])]
+    serving: bool,
     /// Writes a flamegraph of what the processor did while tests ran (Unix, built with the feature `profile`)
     #[arg(long, value_name = "FILE.svg")]
     profile: Option<PathBuf>,
@@ -82,6 +87,9 @@ enum Output {
 pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
     if args.load {
         return load::run(args, common, out);
+    }
+    if args.serving {
+        return serving::run(args, common, out);
     }
     let record = args.compare.as_deref().map(Record::read).transpose()?;
     let mut bench = open(args, common)?;

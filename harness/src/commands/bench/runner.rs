@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use wattle_engine::adapter::Target;
 use wattle_engine::cache::PAGE;
 use wattle_engine::model::{Model, Weights};
 use wattle_engine::plan::Plan;
@@ -48,11 +49,22 @@ pub(crate) struct Test {
     pub paths: Option<u32>,
 }
 
+/// The projections that random adapters have factors of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Targets {
+    /// All linear layers.
+    All,
+    /// q and v.
+    QueryValue,
+}
+
 /// An engine, and what is measured with it.
 pub(crate) struct Runner {
     pub engine: Engine,
     pub settings: Settings,
     weights: Weights,
+    /// Which projections adapters have factors of.
+    targets: Targets,
     adapters: Vec<AdapterId>,
     random: Random,
 }
@@ -73,7 +85,7 @@ impl Runner {
         let options = EngineOptions { sequences, context: longest, ..options };
         let weights = model.weights.clone();
         let engine = Engine::from_model(model, options)?;
-        Ok(Self { engine, settings, weights, adapters: Vec::new(), random: Random(1) })
+        Ok(Self { engine, settings, weights, targets: Targets::All, adapters: Vec::new(), random: Random(1) })
     }
 
     /// The name of the GPU that it runs on, if it does.
@@ -88,13 +100,29 @@ impl Runner {
         self.adapters.drain(..).try_for_each(|id| Ok(self.engine.remove_adapter(id)?))
     }
 
-    /// Measures one line; `step` is called after each repetition.
-    pub fn line(&mut self, test: &Test, step: impl Fn()) -> Result<Line> {
-        while self.adapters.len() < test.adapters as usize {
+    /// Forgets all adapters, and gives the next ones factors of these projections.
+    pub fn set_targets(&mut self, targets: Targets) -> Result<()> {
+        self.targets = targets;
+        self.set_rank(self.settings.rank)
+    }
+
+    /// Loads adapters until there are so many; their ids.
+    pub fn adapters(&mut self, count: u32) -> Result<&[AdapterId]> {
+        while self.adapters.len() < count as usize {
             let seed = self.adapters.len() as u64;
-            let adapter = random_adapter(&self.weights, self.settings.rank as usize, seed);
+            let mut adapter = random_adapter(&self.weights, self.settings.rank as usize, seed);
+            if self.targets == Targets::QueryValue {
+                let pairs = &mut Arc::make_mut(&mut adapter.factors).pairs;
+                pairs.retain(|place, _| matches!(place.target, Target::Q | Target::V));
+            }
             self.adapters.push(self.engine.add_adapter(adapter)?);
         }
+        Ok(&self.adapters)
+    }
+
+    /// Measures one line; `step` is called after each repetition.
+    pub fn line(&mut self, test: &Test, step: impl Fn()) -> Result<Line> {
+        self.adapters(test.adapters)?;
         let (started, mut rates, mut pairs) = (Instant::now(), Vec::new(), Vec::new());
         let paired = self.settings.paired && test.adapters > 0;
         for repetition in 0..=self.settings.repetitions {
@@ -160,7 +188,7 @@ impl Runner {
     }
 
     /// Tokens that mean nothing, and others each time: a prompt must be run, not found in the cache.
-    fn ids(&mut self, count: usize) -> Vec<u32> {
+    pub fn ids(&mut self, count: usize) -> Vec<u32> {
         let vocab = self.engine.spec().vocab as u64;
         (0..count).map(|_| (self.random.next() % vocab) as u32).collect()
     }
