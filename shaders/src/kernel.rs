@@ -51,6 +51,9 @@ macro_rules! kernels {
         pub static KERNELS: &[Kernel] = &[
             $(Kernel { name: stringify!($name), sources: &composed::$name }),+,
             Kernel { name: "project__normed", sources: &composed::project__normed },
+            Kernel { name: "project__tiled", sources: &composed::project__tiled },
+            Kernel { name: "project__normed_tiled", sources: &composed::project__normed_tiled },
+            Kernel { name: "gate_up__tiled", sources: &composed::gate_up__tiled },
         ];
     };
 }

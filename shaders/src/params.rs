@@ -78,7 +78,8 @@ params! {
     }
 }
 
-/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), 0.
+/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), and how many rows
+/// are of class generated (they come first).
 pub const STEP_HEADER: usize = 4;
 
 /// `functions.wgsl`: the codes of the activations.

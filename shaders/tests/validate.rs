@@ -54,8 +54,8 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "embed" => size_of::<params::Embed>(),
         "add_position" => size_of::<params::AddPosition>(),
         "norm" => size_of::<params::Norm>(),
-        "project__normed" => size_of::<params::ProjectNormed>(),
-        "project" => size_of::<params::Project>(),
+        "project__normed" | "project__normed_tiled" => size_of::<params::ProjectNormed>(),
+        "project" | "project__tiled" => size_of::<params::Project>(),
         "lora_down" => size_of::<params::LoraDown>(),
         "lora_embed" => size_of::<params::LoraEmbed>(),
         "lora_up" => size_of::<params::LoraUp>(),
@@ -67,7 +67,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "select" => size_of::<params::Select>(),
         "sample" => size_of::<params::Sample>(),
         "rope_kv" => size_of::<params::RopeKv>(),
-        "gate_up" => size_of::<params::GateUp>(),
+        "gate_up" | "gate_up__tiled" => size_of::<params::GateUp>(),
         other => panic!("{other} has no parameters here"),
     };
     for (kernel, _, _, module) in variants().unwrap() {

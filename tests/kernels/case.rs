@@ -62,8 +62,10 @@ pub(crate) enum Seen {
 impl Case {
     /// A case with one act: all ops of the plan are run on `step`.
     pub fn new(name: impl Into<String>, plan: Plan, step: Step, import: Vec<(TensorId, Vec<f32>)>) -> Self {
+        let positions = step.rows.iter().map(|row| row.position as usize + 1);
+        let context = positions.fold(16, usize::max);
         let capacity =
-            Capacity { sequences: 3, context: 16, rows: step.rows.len(), samples: step.samples.len().max(1) };
+            Capacity { sequences: 3, context, rows: step.rows.len(), samples: step.samples.len().max(1) };
         let act = Act::Run { range: 0..plan.ops.len(), step, import };
         let (slots, kv) = (Vec::new(), Vec::new());
         Self { name: name.into(), plan: Arc::new(plan), acts: vec![act], slots, kv, capacity, tolerance: 0.0 }

@@ -12,7 +12,9 @@ use wattle_engine::model::{
 use wattle_engine::plan::{
     Carry, Extent, KvShape, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
 };
-use wattle_engine::{LayerMask, NO_INDEX, Row, Sample};
+use wattle_engine::{GENERATED, LayerMask, NO_INDEX, Row, Sample};
+
+use crate::{Act, Case};
 
 /// The vocabulary of all cases' plans that do not choose another.
 pub const VOCAB: usize = 173;
@@ -187,6 +189,22 @@ pub fn greedy(index: usize, row: &Row) -> Sample {
         penalty: 1.0,
         _pad: [0; 2],
     }
+}
+
+/// Every case, and once more with rows of class generated: only such rows, or some in front of those of a prompt.
+pub fn in_both_classes(cases: Vec<Case>) -> Vec<Case> {
+    let generated = |case: &Case| {
+        let mut case = Case { name: format!("{}, generated", case.name), ..case.clone() };
+        if let [Act::Run { step, .. }] = case.acts.as_mut_slice() {
+            let n = step.rows.len();
+            let generated = if n.is_multiple_of(3) { n } else { n - n / 3 };
+            step.rows[..generated].iter_mut().for_each(|row| row.flags |= GENERATED);
+            case.capacity.sequences = generated.max(case.capacity.sequences);
+        }
+        case
+    };
+    let more: Vec<_> = cases.iter().map(generated).collect();
+    cases.into_iter().chain(more).collect()
 }
 
 /// The layer of all cases' LoRA sites: its bit is in the second word of a mask.

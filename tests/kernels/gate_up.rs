@@ -8,7 +8,7 @@ use wattle_engine::model::{Activation, Dtype, Format};
 use wattle_engine::plan::{Extent, GATE_UP_PART, GateUp, OpKind, Site, TensorId};
 
 use crate::fixture::{
-    Draft, QUANTIZED, Random, carrying, lora_rows, rows, site, site_in_parts, slots, step, t_values,
+    Draft, QUANTIZED, Random, carrying, in_both_classes, lora_rows, rows, site, site_in_parts, slots, step, t_values,
 };
 use crate::{Act, Case};
 
@@ -46,7 +46,10 @@ pub fn cases() -> Vec<Case> {
         .into_iter()
         .enumerate()
         .map(|(i, format)| carrying_case(case(64, 30 + 3 * i, 1 + i, format, silu, i % 2 == 0), 30 + 3 * i));
-    dense.into_iter().chain(quantized).chain(carried).chain(in_panels).collect()
+    // More rows than a tile has.
+    let many = case(40, 70, 66, f32, silu, true);
+    let many = [carrying_case(many.clone(), 70), many];
+    in_both_classes(dense.into_iter().chain(quantized).chain(carried).chain(in_panels).chain(many).collect())
 }
 
 /// With A y of the projection behind it, a partial sum per 16 outputs.

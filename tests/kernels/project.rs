@@ -8,7 +8,7 @@ use wattle_engine::plan::{Extent, Norm, OpKind, Project, Site, TensorId};
 
 use crate::Case;
 use crate::fixture::{
-    Draft, QUANTIZED, Random, VOCAB, carrying, lora_rows, rows, sampled_rows, site, site_in_parts, slots,
+    Draft, QUANTIZED, Random, VOCAB, carrying, in_both_classes, lora_rows, rows, sampled_rows, site, site_in_parts, slots,
     step, t_values,
 };
 
@@ -60,7 +60,10 @@ pub fn cases() -> Vec<Case> {
     cases.extend([(70, 40, 1, f16), (130, 21, 33, bf16)].map(|(i, o, n, dtype)| normed(i, o, n, dtype)));
     let formats = QUANTIZED.into_iter().enumerate();
     cases.extend(formats.map(|(i, format)| normed(64 + 7 * i, 16 + 5 * i, 1 + i, format)));
-    cases
+    // More rows than a tile has.
+    cases.extend([open(65, 67, 66, f16), open(40, 130, 20, QUANTIZED[1]), with_all(70, None, true)]);
+    cases.extend([in_parts(67, 10), stacked(65, QUANTIZED[2]), normed(70, 66, 69, f32)]);
+    in_both_classes(cases)
 }
 
 fn project(weight: Arc<Matrix>) -> Project {

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use wattle_shaders::{Row, Sample, Sampled};
+use wattle_shaders::{GENERATED, Row, Sample, Sampled};
 
 pub use limits::Limits;
 pub use select::create;
@@ -24,10 +24,17 @@ use crate::plan::{Plan, TensorId};
 /// The rows of a step and which of them are sampled.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// One per token. Rows of one sequence have ascending positions.
+    /// One per token. Rows of one sequence have ascending positions; those of class generated come before prompts'.
     pub rows: Vec<Row>,
     /// At most one per row, with ascending `row`.
     pub samples: Vec<Sample>,
+}
+
+impl Step {
+    /// How many rows are of class generated.
+    pub fn generated(&self) -> usize {
+        self.rows.partition_point(|row| row.flags & GENERATED != 0)
+    }
 }
 
 /// What a backend reserves for a model. Sizes are checked by [`Backend::prepare`].

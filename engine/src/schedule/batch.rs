@@ -137,7 +137,7 @@ impl<'a> Batch<'a> {
     /// The rows of the next step: draws first, so that nobody waits for a long prompt.
     fn rows(&mut self, depth: usize, max_rows: usize, max_samples: usize) -> (Step, Vec<u64>) {
         let (mut step, mut draws) = (Step::default(), Vec::new());
-        let mut wanted: Vec<(usize, usize)> = Vec::new();
+        let mut wanted: Vec<(bool, usize, usize)> = Vec::new();
         let waiting = self.running.iter().filter(|(_, s)| s.waits_for_copy);
         let copied: Vec<usize> = waiting.map(|(_, s)| s.request).collect();
         for (index, (_, sequence)) in self.running.iter_mut().enumerate() {
@@ -145,11 +145,11 @@ impl<'a> Batch<'a> {
             if sequence.path == 0 && copied.contains(&sequence.request) {
                 count = count.min(sequence.before_copy());
             }
-            wanted.push((count, index));
+            wanted.push((sequence.in_prompt(), count, index));
         }
-        wanted.retain(|&(count, _)| count > 0);
-        wanted.sort_by_key(|&(count, index)| (count > 1, index));
-        for (count, index) in wanted {
+        wanted.retain(|&(_, count, _)| count > 0);
+        wanted.sort_by_key(|&(in_prompt, count, index)| (in_prompt, count > 1, index));
+        for (_, count, index) in wanted {
             let room = max_rows - step.rows.len();
             if room == 0 || step.samples.len() == max_samples {
                 break;

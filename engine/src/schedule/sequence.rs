@@ -112,7 +112,12 @@ impl<'a> Sequence<'a> {
         !self.long && self.planned == self.original_context
     }
 
-    /// Rows that can go into the next step, with at most `depth` draws under way.
+    /// Whether the next row is of class prompt.
+    pub fn in_prompt(&self) -> bool {
+        self.planned < self.prompt
+    }
+
+    /// Rows that can go into the next step, of one class, with at most `depth` draws under way.
     pub fn rows_wanted(&mut self, depth: usize) -> usize {
         if self.waits_for_copy {
             return 0;
@@ -125,7 +130,7 @@ impl<'a> Sequence<'a> {
         }
         let known = self.tokens.len() - self.planned.min(self.tokens.len());
         if known > 0 {
-            return known;
+            return if self.in_prompt() { known.min(self.prompt - self.planned) } else { known };
         }
         usize::from(self.in_flight() < depth && self.planned + 1 < self.limit)
     }
@@ -154,7 +159,7 @@ impl<'a> Sequence<'a> {
         let position = self.planned;
         let mask = self.lora.mask_at(position);
         let mut flags = if self.long { LONG_ROPE } else { 0 };
-        if position >= self.prompt {
+        if !self.in_prompt() {
             flags |= GENERATED;
         }
         if position >= self.tokens.len() {

@@ -1,7 +1,8 @@
 // The step as the host wrote it, bound by every kernel: how many rows and samples, then the rows, then the samples.
 // Both are 48 bytes, three vec4u (wattle_shaders::Row, wattle_shaders::Sample).
 
-// [0] = rows, samples, where the samples begin; [1 ..] rows; [step[0].z ..] samples
+// [0] = rows, samples, where the samples begin, rows of class generated, which come first; [1 ..] rows;
+// [step[0].z ..] samples
 @group(0) @binding(0) var<storage, read> step: array<vec4u>;
 
 struct Row {
@@ -24,6 +25,11 @@ const SAMPLES = 1u;
 // How many rows a tensor of this extent has in this step.
 fn count(extent: u32) -> u32 {
     return step[0][extent];
+}
+
+// How many of them are of class generated, as far as projections tell: all samples are.
+fn generated(extent: u32) -> u32 {
+    return select(step[0].w, step[0].y, extent == SAMPLES);
 }
 
 // Row `index` of the step.

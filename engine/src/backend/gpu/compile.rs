@@ -205,7 +205,7 @@ impl Compiler<'_> {
             let bindings = reads.into_iter().chain(writes).chain(factors).collect();
             let launch =
                 Launch::new(self, params, bindings, Grid::Groups((kv.heads + 2 * kv.kv_heads) as u64))?;
-            Ok(Launch { constant: Some(("0", stride(kv.head_dim) as u32)), site: Some(site), ..launch })
+            Ok(Launch { constants: vec![("0", stride(kv.head_dim) as u32)], site: Some(site), ..launch })
         })
     }
 
@@ -224,7 +224,7 @@ impl Compiler<'_> {
             let bindings =
                 reads.into_iter().chain([write(4, self.output()?)]).chain(carried.clone()).collect();
             let launch = Launch::new(self, params, bindings, Grid::Groups(kv.heads as u64))?;
-            Ok(Launch { constant: Some(("0", stride(kv.head_dim) as u32)), next: Some(next), ..launch })
+            Ok(Launch { constants: vec![("0", stride(kv.head_dim) as u32)], next: Some(next), ..launch })
         })
     }
 

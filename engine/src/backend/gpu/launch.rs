@@ -4,6 +4,7 @@ use wattle_shaders::params::{self, function};
 use wattle_shaders::{Kernel, WeightType};
 
 use super::compile::Compiler;
+use super::tiles::Tile;
 use crate::error::Result;
 use crate::model::{Activation, Bits, Dtype, Format, PanelFormat};
 use crate::plan::Extent;
@@ -22,12 +23,25 @@ const LANES: u64 = 64;
 /// Outputs that a projection computes at a time.
 pub(super) const BLOCK: u64 = 4;
 
+/// The id of an `override`, and its value.
+pub(super) type Constant = (&'static str, u32);
+
 /// How a kernel uses a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Uniform,
     Read,
     Write,
+}
+
+/// Which rows a launch is for: projections have other kernels for each class, so that a row's sums never depend on what
+/// else is in the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Rows of class generated, which come first; or all samples.
+    Generated,
+    /// Rows of class prompt; no samples.
+    Prompt,
 }
 
 /// A storage buffer of a launch.
@@ -55,27 +69,35 @@ pub(super) enum Grid {
     Elements(u64),
     /// So many outputs per line, in blocks of `block` outputs and several lines; and `more` workgroups per line.
     Blocks { outputs: u64, block: u64, more: u64 },
+    /// So many outputs per line, in tiles; and for each of `slots` slots so many rank rows.
+    Tiles { outputs: u64, slots: u64, ranks: u64 },
 }
 
 impl Grid {
-    /// Workgroups for `lines` lines, with `columns` lines per workgroup.
-    pub fn workgroups(self, lines: u64, columns: u64) -> u64 {
+    /// Workgroups for `lines` lines, with the lines (and outputs) of a tile per workgroup.
+    pub fn workgroups(self, lines: u64, tile: Tile) -> u64 {
+        let columns = u64::from(tile.rows);
         match self {
             Self::Groups(groups) => lines * groups,
             Self::Elements(elements) => (lines * elements).div_ceil(LANES),
             Self::Blocks { outputs, block, more } => {
                 outputs.div_ceil(block) * lines.div_ceil(columns) + more * lines
             }
+            Self::Tiles { outputs, slots, ranks } => {
+                let blocks = |outputs: u64| outputs.div_ceil(u64::from(tile.outputs));
+                (blocks(outputs) + slots * blocks(ranks)) * lines.div_ceil(columns)
+            }
         }
     }
 }
 
 /// One dispatch of an op.
+#[derive(Clone)]
 pub(super) struct Launch {
     pub kernel: &'static Kernel,
     pub weights: WeightType,
-    /// The kernel's `override`: its id and value. With [`Grid::Blocks`], id 0 is the columns.
-    pub constant: Option<(&'static str, u32)>,
+    /// The kernel's `override`s: their ids and values. With [`Grid::Blocks`] and [`Grid::Tiles`], they are the tile's.
+    pub constants: Vec<Constant>,
     /// The bytes of binding 0.
     pub params: Vec<u8>,
     pub site: Option<params::Site>,
@@ -83,6 +105,8 @@ pub(super) struct Launch {
     pub next: Option<params::Site>,
     pub bindings: Vec<Binding>,
     pub extent: Extent,
+    /// `None`: all lines.
+    pub class: Option<Class>,
     pub grid: Grid,
 }
 
@@ -97,14 +121,23 @@ impl Launch {
         Ok(Self {
             kernel: compiler.kernel()?,
             weights: WeightType::F32,
-            constant: None,
+            constants: Vec::new(),
             params: bytemuck::bytes_of(&params).to_vec(),
             site: None,
             next: None,
             bindings,
             extent: Extent::Rows,
+            class: None,
             grid,
         })
+    }
+    /// This launch for samples and for rows of class generated; for those of class prompt, in tiles by `tiled`, which
+    /// has the same operands.
+    pub fn by_class(self, tiled: &'static Kernel, grid: Grid) -> Vec<Self> {
+        let generated = Self { class: Some(Class::Generated), ..self.clone() };
+        let prompt = Self { kernel: tiled, class: Some(Class::Prompt), grid, ..self };
+        let launches = [generated, prompt];
+        launches.into_iter().filter(|l| (l.extent, l.class) != (Extent::Samples, Some(Class::Prompt))).collect()
     }
 }
 

@@ -14,6 +14,11 @@ use crate::error::{Error, Result};
 use crate::model::{Format, Matrix};
 use crate::plan::{GATE_UP_PART, GateUp, Norm, Project, Site};
 
+/// All launches, or the first error.
+fn collected(launches: impl Iterator<Item = Result<Vec<Launch>>>) -> Result<Vec<Launch>> {
+    Ok(launches.collect::<Result<Vec<_>>>()?.concat())
+}
+
 impl Compiler<'_> {
     pub fn embed(&mut self, table: &Matrix) -> Result<Vec<Launch>> {
         let device = self.weights.matrix(self.gpu, table)?;
@@ -56,6 +61,7 @@ impl Compiler<'_> {
         let device = self.weights.matrix(self.gpu, matrix)?;
         let bias = self.vectors(&[project.bias.as_deref()], matrix.rows)?;
         let (site, lora) = self.epilogue(project.lora.as_ref())?;
+        let tiled = self.variant("project__tiled")?;
         let residual = self.op.inputs.len() - 1;
         let residual = if project.residual { self.input(residual) } else { self.nothing };
         let launch = |chunk: &super::weights::Chunk| {
@@ -78,9 +84,15 @@ impl Compiler<'_> {
             let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
-            Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
+            let launch = Launch { weights, extent: self.extent(), site: Some(site), ..launch };
+            Ok(launch.by_class(tiled, Grid::Tiles { outputs: chunk.rows as u64, slots: 0, ranks: 0 }))
         };
-        device.chunks.iter().map(launch).collect()
+        collected(device.chunks.iter().map(launch))
+    }
+
+    /// A variant of the op's kernel.
+    fn variant(&self, name: &str) -> Result<&'static Kernel> {
+        Kernel::named(name).ok_or_else(|| self.gpu.error(format!("there is no kernel {name}")))
     }
 
     /// Of a projection with a norm: the variant that sums the squares of x beside the products.
@@ -97,8 +109,7 @@ impl Compiler<'_> {
         vectors.resize(stride(vectors.len()), 0.0);
         let vectors = self.weights.values(self.gpu, "norm and bias", &vectors)?;
         let (next, carried) = self.carried()?;
-        let kernel = Kernel::named("project__normed");
-        let kernel = kernel.ok_or_else(|| self.gpu.error("there is no kernel project__normed"))?;
+        let (kernel, tiled) = (self.variant("project__normed")?, self.variant("project__normed_tiled")?);
         let launch = |(index, chunk): (usize, &super::weights::Chunk)| {
             // Of several dispatches the first has the rank rows.
             let more = if index == 0 { next.parts * next.rank } else { 0 };
@@ -121,9 +132,11 @@ impl Compiler<'_> {
             let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: u64::from(more) };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
-            Ok(Launch { kernel, weights, extent: self.extent(), next: Some(next), ..launch })
+            let launch = Launch { kernel, weights, extent: self.extent(), next: Some(next), ..launch };
+            let (outputs, slots, ranks) = (chunk.rows as u64, u64::from(next.slots), u64::from(more));
+            Ok(launch.by_class(tiled, Grid::Tiles { outputs, slots, ranks }))
         };
-        device.chunks.iter().enumerate().map(launch).collect()
+        collected(device.chunks.iter().enumerate().map(launch))
     }
 
     pub fn gate_up(&mut self, op: &GateUp) -> Result<Vec<Launch>> {
@@ -136,6 +149,7 @@ impl Compiler<'_> {
         let bias = self.vectors(&[op.gate_bias.as_deref(), op.up_bias.as_deref()], matrix.rows)?;
         let (site, lora) = self.epilogue(op.lora.as_ref())?;
         let (next, carried) = self.carried()?;
+        let tiled = self.variant("gate_up__tiled")?;
         let block = if next.parts > 0 { GATE_UP_PART as u64 } else { BLOCK };
         if gate.chunks.iter().any(|chunk| !(chunk.first as u64).is_multiple_of(block)) {
             let reason = "its matrix is split within a partial sum: fuse without `carry`";
@@ -157,16 +171,18 @@ impl Compiler<'_> {
                 blocks: (block / BLOCK) as u32,
             };
             let operands =
-                [read(1, &gate.buffer), read(2, &up.buffer), read(3, self.input(0)), read(4, &bias)];
+                [read(1, &gate.buffer), read(2, self.input(0)), read(3, &up.buffer), read(4, &bias)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             bindings.extend(carried.clone());
             let grid = Grid::Blocks { outputs: gate.rows as u64, block, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
-            Ok(Launch { weights, extent: self.extent(), site: Some(site), next: Some(next), ..launch })
+            let (extent, site, next) = (self.extent(), Some(site), Some(next));
+            let launch = Launch { weights, extent, site, next, ..launch };
+            Ok(launch.by_class(tiled, Grid::Tiles { outputs: 2 * gate.rows as u64, slots: 0, ranks: 0 }))
         };
-        gate.chunks.iter().zip(&up.chunks).map(launch).collect()
+        collected(gate.chunks.iter().zip(&up.chunks).map(launch))
     }
 
     /// The site, t and B pool of a launch that adds B t itself; a site of no projections if there is no LoRA.

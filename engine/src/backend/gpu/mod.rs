@@ -15,6 +15,7 @@ mod pipelines;
 mod prepared;
 mod sequences;
 mod step;
+mod tiles;
 mod timing;
 mod weights;
 

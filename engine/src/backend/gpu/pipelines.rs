@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use wattle_shaders::{Kernel, WeightType};
 
 use super::device::Gpu;
-use super::launch::{Access, Launch};
+use super::launch::{Access, Constant, Launch};
 
-/// What a pipeline is made of; the constant is the kernel's `override`.
-type Key = (&'static str, WeightType, Option<(&'static str, u32)>);
+/// What a pipeline is made of: the constants are the kernel's `override`s.
+type Key = (&'static str, WeightType, Vec<Constant>);
 
 #[derive(Clone)]
 struct Layout {
@@ -38,12 +38,12 @@ impl Pipelines {
         Self { step: device.create_bind_group_layout(&descriptor), made: Mutex::default() }
     }
 
-    /// The pipeline of a launch, with this constant.
+    /// The pipeline of a launch, with these constants.
     pub fn pipeline(
         &self,
         gpu: &Gpu,
         launch: &Launch,
-        constant: Option<(&'static str, u32)>,
+        constants: &[Constant],
     ) -> wgpu::ComputePipeline {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let Made { modules, layouts, pipelines } = &mut *made;
@@ -52,21 +52,21 @@ impl Pipelines {
             let module =
                 modules.entry((name, weights)).or_insert_with(|| module(gpu, launch.kernel, weights));
             let layout = layouts.entry(name).or_insert_with(|| self.layout(gpu, launch));
-            let constants: Vec<_> = constant.iter().map(|&(id, value)| (id, f64::from(value))).collect();
+            let values: Vec<_> = constants.iter().map(|&(id, value)| (id, f64::from(value))).collect();
             gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(name),
                 layout: Some(&layout.pipeline),
                 module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &constants,
+                    constants: &values,
                     // No kernel reads workgroup memory that it has not written.
                     zero_initialize_workgroup_memory: gpu.checked,
                 },
                 cache: None,
             })
         };
-        pipelines.entry((name, weights, constant)).or_insert_with(make).clone()
+        pipelines.entry((name, weights, constants.to_vec())).or_insert_with(make).clone()
     }
 
     /// The bind group layout of a launch.

@@ -5,34 +5,40 @@ use std::sync::Arc;
 use wattle_shaders::params;
 
 use super::device::Gpu;
-use super::launch::{Grid, Launch, NEXT, SITE, stride};
-use crate::backend::validate::StepLimits;
-use crate::backend::{Capacity, Timing};
+use super::launch::{Class, Constant, Grid, Launch, NEXT, SITE, stride};
+use super::tiles::{Tile, columns, tiles};
+use crate::backend::validate::{self, StepLimits};
+use crate::backend::{Capacity, Step, Timing};
 use crate::error::Result;
 use crate::plan::{Extent, Plan, Tensor};
-
-/// The columns that a block of a projection may have; each has its own pipeline.
-const COLUMNS: [u32; 4] = [1, 2, 4, 8];
 
 /// Where the bytes of a uniform lie: offset and size.
 type Place = (u64, Option<std::num::NonZeroU64>);
 
 /// A launch, ready to be dispatched.
 pub(super) struct Dispatch {
-    /// Columns and pipeline; one entry with 1 where the grid has no columns.
-    pub pipelines: Vec<(u32, wgpu::ComputePipeline)>,
+    /// By ascending lines of a tile; one entry where the grid has no tiles.
+    pub pipelines: Vec<(Tile, wgpu::ComputePipeline)>,
     pub bindings: wgpu::BindGroup,
     pub extent: Extent,
+    pub class: Option<Class>,
     pub grid: Grid,
 }
 
 impl Dispatch {
-    /// The pipeline and the workgroups for `lines` lines: the narrowest that takes all of them at once, else the
-    /// widest. Every one of them sums in the same order.
-    pub fn of(&self, lines: usize) -> (&wgpu::ComputePipeline, u64) {
-        let enough = self.pipelines.partition_point(|&(columns, _)| (columns as usize) < lines);
-        let (columns, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
-        (pipeline, self.grid.workgroups(lines as u64, u64::from(*columns)))
+    /// The pipeline and the workgroups for a step: the narrowest that takes all lines at once, else the widest. Every
+    /// one of them sums in the same order.
+    pub fn of(&self, step: &Step) -> (&wgpu::ComputePipeline, u64) {
+        let all = validate::lines(self.extent, step);
+        let lines = match (self.class, self.extent) {
+            (None, _) | (Some(Class::Generated), Extent::Samples) => all,
+            (Some(Class::Generated), Extent::Rows) => step.generated(),
+            (Some(Class::Prompt), Extent::Samples) => 0,
+            (Some(Class::Prompt), Extent::Rows) => all - step.generated(),
+        };
+        let enough = self.pipelines.partition_point(|&(tile, _)| (tile.rows as usize) < lines);
+        let (tile, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
+        (pipeline, self.grid.workgroups(lines as u64, *tile))
     }
 }
 
@@ -129,6 +135,7 @@ pub(super) fn dispatches(
             pipelines: pipelines(gpu, launch, capacity),
             bindings,
             extent: launch.extent,
+            class: launch.class,
             grid: launch.grid,
         }
     };
@@ -138,16 +145,19 @@ pub(super) fn dispatches(
     Ok(all)
 }
 
-fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(u32, wgpu::ComputePipeline)> {
-    let Grid::Blocks { .. } = launch.grid else {
-        return vec![(1, gpu.pipelines.pipeline(gpu, launch, launch.constant))];
+fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(Tile, wgpu::ComputePipeline)> {
+    let lines = match (launch.extent, launch.class) {
+        // One row per sequence is generated in a step; more take several workgroups each.
+        (Extent::Rows, Some(Class::Generated)) => capacity.sequences,
+        (Extent::Rows, _) => capacity.rows,
+        (Extent::Samples, _) => capacity.samples,
     };
-    let lines = match launch.extent {
-        Extent::Rows => capacity.rows,
-        Extent::Samples => capacity.samples,
+    let made = |(tile, constants): (Tile, Vec<Constant>)| {
+        (tile, gpu.pipelines.pipeline(gpu, launch, &constants))
     };
-    // Those that are wider than the largest step would never run.
-    let widest = COLUMNS.partition_point(|&columns| (columns as usize) < lines) + 1;
-    let columns = COLUMNS.iter().take(widest);
-    columns.map(|&columns| (columns, gpu.pipelines.pipeline(gpu, launch, Some(("0", columns))))).collect()
+    match launch.grid {
+        Grid::Blocks { .. } => columns(lines).map(|tile| (tile, vec![("0", tile.rows)])).map(made).collect(),
+        Grid::Tiles { .. } => tiles(lines).map(|tile| (tile, tile.constants())).map(made).collect(),
+        _ => vec![made((Tile::ONE, launch.constants.clone()))],
+    }
 }

@@ -156,7 +156,7 @@ impl GpuBackend {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
         let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
-        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, 0];
+        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, step.generated() as u32];
         bytes.extend_from_slice(bytemuck::cast_slice(&header));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
@@ -180,7 +180,7 @@ impl GpuBackend {
                 stamps.write(&mut pass, index);
             }
             for dispatch in op {
-                let (pipeline, groups) = dispatch.of(validate::lines(dispatch.extent, step));
+                let (pipeline, groups) = dispatch.of(step);
                 if groups == 0 {
                     continue;
                 }
