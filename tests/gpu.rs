@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use wattle_engine::backend::gpu::{GpuBackend, GpuOptions, devices};
+use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, devices};
 use wattle_engine::backend::{Backend, Capacity, Limits, Step, Ticket};
 use wattle_engine::plan::{Op, OpKind};
 use wattle_engine::{Error, Result};
@@ -34,10 +34,10 @@ fn device(limits: Limits, checked: bool) -> Result<Option<GpuBackend>> {
 /// What is varied, the limits, and whether shaders check their bounds (they do not in production).
 fn variants() -> [(&'static str, Limits, bool); 3] {
     let all = Limits::default();
-    let without = Limits { subgroups: false, f16: false, ..all };
+    let without = Limits { subgroups: false, f16: false, coherent: false, ..all };
     [
         ("all features", all, false),
-        ("no subgroups, no f16", without, true),
+        ("no subgroups, no f16, nothing coherent", without, true),
         ("tiny limits", Limits::tiny(), true),
     ]
 }
@@ -171,5 +171,18 @@ fn devices_that_are_not_there_are_refused_by_name() {
     if devices().iter().all(|device| device.software) {
         let hard = GpuOptions { allow_software: false, ..options(Limits::default(), false) };
         assert!(matches!(GpuBackend::new(&hard), Err(Error::Device { .. })));
+    }
+}
+
+#[test]
+fn a_device_measures_what_it_reads_and_multiplies() {
+    let required = std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1");
+    let ceilings = match Ceilings::open(&options(Limits::default(), false)) {
+        Err(error @ Error::Device { .. }) if !required => return println!("skipped: {error}"),
+        other => other.unwrap(),
+    };
+    for rate in [ceilings.read(0), ceilings.read(1 << 20), ceilings.multiply_adds()] {
+        let rate = rate.unwrap();
+        assert!(rate.is_finite() && rate > 1e6, "{rate}");
     }
 }

@@ -54,7 +54,7 @@ fn gpu_plain_plan() {
 
 #[test]
 fn gpu_without_subgroups_and_f16() {
-    let limits = Limits { subgroups: false, f16: false, ..Limits::default() };
+    let limits = Limits { subgroups: false, f16: false, coherent: false, ..Limits::default() };
     check_all(EngineOptions { limits, ..gpu() });
 }
 

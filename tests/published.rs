@@ -115,3 +115,8 @@ fn cpu_plain_kernels_and_plan() {
 fn cpu_fast_precision() {
     check_logits(EngineOptions { precision: Precision::Fast, ..cpu() }, 0.1);
 }
+
+#[test]
+fn gpu_fused() {
+    check_logits(options(BackendChoice::Gpu), TOLERANCE);
+}

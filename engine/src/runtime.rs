@@ -28,15 +28,6 @@ impl Needs {
             && self.lora.rank >= other.lora.rank
             && self.lora.outside >= other.lora.outside
     }
-
-    fn max(&self, other: &Self) -> Self {
-        let lora = LoraCapacity {
-            slots: self.lora.slots.max(other.lora.slots),
-            rank: self.lora.rank.max(other.lora.rank),
-            outside: self.lora.outside || other.lora.outside,
-        };
-        Self { context: self.context.max(other.context), lora }
-    }
 }
 
 /// A prepared plan.
@@ -88,9 +79,9 @@ impl Runtime {
         self.needs.covers(needs)
     }
 
-    /// What a rebuilt runtime should have room for: what is needed, and no less than now.
-    pub fn grown(&self, needs: &Needs) -> Needs {
-        self.needs.max(needs)
+    /// What there is room for.
+    pub fn needs(&self) -> Needs {
+        self.needs
     }
 
     /// The plan that a step runs: the base plan when the host knows that every mask is off.

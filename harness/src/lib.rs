@@ -8,14 +8,19 @@ mod commands;
 mod common;
 mod devices;
 mod error;
+mod fresh;
 mod layers;
 mod meter;
+#[cfg(feature = "gpu")]
+mod nvml;
+mod profile;
 mod progress;
 mod prompt;
 mod random_adapter;
 mod report;
 mod session;
 mod shipped;
+mod soak;
 mod table;
 mod tasks;
 

@@ -1,6 +1,6 @@
 //! What an op costs, as numbers that a plan knows before anything runs.
 
-use std::ops::{Add, AddAssign};
+use std::ops::{Add, AddAssign, Mul};
 
 /// One row (token) of a step, as far as its cost depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl StepShape {
 ///
 /// DRAM bytes count every distinct element once (the least that any implementation must move); on-chip bytes
 /// count every access of the plain twin. `tests/` compares both with counting views of the twins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpCost {
     /// Base weights, biases, norm weights and tables read \[bytes\].
     pub weight_bytes: u64,
@@ -117,6 +117,26 @@ impl Add for OpCost {
     }
 }
 
+/// The cost of so many equal ones.
+impl Mul<u64> for OpCost {
+    type Output = Self;
+
+    fn mul(self, n: u64) -> Self {
+        Self {
+            weight_bytes: self.weight_bytes * n,
+            lora_bytes: self.lora_bytes * n,
+            kv_read_bytes: self.kv_read_bytes * n,
+            kv_write_bytes: self.kv_write_bytes * n,
+            activation_read_bytes: self.activation_read_bytes * n,
+            activation_write_bytes: self.activation_write_bytes * n,
+            on_chip_bytes: self.on_chip_bytes * n,
+            flops: self.flops * n,
+            lora_flops: self.lora_flops * n,
+            launches: self.launches * n,
+        }
+    }
+}
+
 impl AddAssign for OpCost {
     fn add_assign(&mut self, other: Self) {
         *self = *self + other;
@@ -136,4 +156,9 @@ pub trait CostSource {
 
     /// The cost of op `index` in a step of this shape; zero for an index past the end.
     fn cost(&self, index: usize, shape: &StepShape) -> OpCost;
+}
+
+/// The layer that an op of this name belongs to: names in layer 3 begin with `layers.3.`.
+pub fn layer_of(op: &str) -> Option<u32> {
+    op.strip_prefix("layers.")?.split('.').next()?.parse().ok()
 }

@@ -54,6 +54,8 @@ macro_rules! kernels {
             Kernel { name: "project__tiled", sources: &composed::project__tiled },
             Kernel { name: "project__normed_tiled", sources: &composed::project__normed_tiled },
             Kernel { name: "gate_up__tiled", sources: &composed::gate_up__tiled },
+            Kernel { name: "attend__split", sources: &composed::attend__split },
+            Kernel { name: "project__ordered", sources: &composed::project__ordered },
         ];
     };
 }

@@ -37,10 +37,12 @@ params! {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, biased: u32, width: u32,
         carried: u32, eps: f32,
     }
+    /// `project__ordered.wgsl`.
+    ProjectOrdered { width: u32, stride: u32, extent: u32 }
     /// `gate_up.wgsl`.
     GateUp {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,
-        biased: u32, blocks: u32,
+        biased: u32,
     }
     /// `lora_down.wgsl`.
     LoraDown { k4: u32, used: u32, extent: u32 }
@@ -61,6 +63,8 @@ params! {
     }
     /// `attend.wgsl`.
     Attend { cache: Cache, heads: u32, stride: u32, window: u32, scale: f32 }
+    /// `attend__split.wgsl`.
+    AttendSplit { attend: Attend, blocks: u32 }
     /// `activate.wgsl`.
     Activate { k4: u32, extent: u32, function: u32, gated: u32 }
     /// `add.wgsl`.
@@ -78,9 +82,12 @@ params! {
     }
 }
 
-/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), and how many rows
-/// are of class generated (they come first).
+/// Words before the first row of the step buffer: rows, samples, how many rows are of class generated (they come first),
+/// the chunks that attention splits sequences into.
 pub const STEP_HEADER: usize = 4;
+
+/// Positions of a chunk of attention: `CHUNK` in `chunks.wgsl`.
+pub const CHUNK: usize = 128;
 
 /// `functions.wgsl`: the codes of the activations.
 pub mod function {

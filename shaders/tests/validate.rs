@@ -3,7 +3,7 @@
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, proc::Layouter};
-use wattle_shaders::{KERNELS, Kernel, WeightType, params};
+use wattle_shaders::{KERNELS, Kernel, WeightType, ceilings, params};
 
 /// Storage buffers per stage that every desktop driver of Vulkan, Metal and D3D12 has (WebGPU's default is 8): as many
 /// as the GPU backend asks for.
@@ -31,11 +31,21 @@ fn every_variant_is_valid_without_f16_and_subgroups_are_used_only_where_asked_fo
         // unpack2x16float is part of core WGSL; naga lists it because OpenGL's dialects lack it.
         let mut asked = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         asked.set(Capabilities::SUBGROUP, subgroups);
+        asked.set(Capabilities::MEMORY_DECORATION_COHERENT, kernel.name == "attend__split");
         let result = Validator::new(ValidationFlags::all(), asked).validate(&module);
         let text = kernel.wgsl(subgroups, weights);
         result.unwrap_or_else(|e| {
             panic!("{} {subgroups} {weights:?}: {}", kernel.name, e.emit_to_string(text))
         });
+    }
+}
+
+#[test]
+fn ceilings_need_no_features() {
+    for text in [ceilings::READ, ceilings::MULTIPLY] {
+        let module = naga::front::wgsl::parse_str(text).unwrap();
+        let result = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
+        result.unwrap_or_else(|error| panic!("{}", error.emit_to_string(text)));
     }
 }
 
@@ -55,6 +65,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "add_position" => size_of::<params::AddPosition>(),
         "norm" => size_of::<params::Norm>(),
         "project__normed" | "project__normed_tiled" => size_of::<params::ProjectNormed>(),
+        "project__ordered" => size_of::<params::ProjectOrdered>(),
         "project" | "project__tiled" => size_of::<params::Project>(),
         "lora_down" => size_of::<params::LoraDown>(),
         "lora_embed" => size_of::<params::LoraEmbed>(),
@@ -62,6 +73,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "rope" => size_of::<params::Rope>(),
         "kv_write" => size_of::<params::KvWrite>(),
         "attend" => size_of::<params::Attend>(),
+        "attend__split" => size_of::<params::AttendSplit>(),
         "activate" => size_of::<params::Activate>(),
         "add" => size_of::<params::Add>(),
         "select" => size_of::<params::Select>(),

@@ -100,5 +100,5 @@ fn main(lane: Lane) {
     }
     workgroupBarrier();
     let width = params.heads * cache.head_dim;
-    carry(Carried(line, 1u, ROWS, head, head * cache.head_dim, cache.head_dim, width, 0u), lane);
+    carry(Carried(line, 1u, ROWS, head, head * cache.head_dim, cache.head_dim, width, 0u), lane, LANES);
 }

@@ -5,7 +5,7 @@
 import package::shared::carry::{next, t_out, t_out_stride};
 import package::shared::functions::activate;
 import package::shared::lane::Lane;
-import package::shared::panels::Panels;
+import package::shared::panels::{Panels, prepare};
 import package::shared::step::NO_INDEX;
 import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, ROWS, STEP, Span, Sums, TILE_LANES, multiply, place, quad_of, row_of, w_tile};
 import package::shared::tile_gated::load_weights;
@@ -24,7 +24,6 @@ struct Params {
     extent: u32,
     function: u32,
     biased: u32,
-    blocks: u32,
 }
 
 const PART = 16u; // outputs of a partial sum of t
@@ -80,6 +79,8 @@ fn main(lane: Lane) {
     if local >= params.rows {
         return;
     }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
     for (var begin = 0u; begin < params.k4; begin += STEP) {
         load_weights(params.panels, params.rows, params.k4, begin, place.block, lane);

@@ -1,12 +1,12 @@
 // y = f(W x + b + B t) + r for samples, and for rows of class generated.
-// Grid: one workgroup per 4 outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
+// Grid: one workgroup per 16 outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
 
-import package::shared::dots::{COLS, Sums, fold, masked, reduce, total};
+import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, fold, masked, place, reduce, total};
 import package::shared::functions::activate;
-import package::shared::lane::{Lane, LANES, group_index};
+import package::shared::lane::{Lane, group_index};
 import package::shared::lora::{add_lora, site};
 import package::shared::matrix::weights;
-import package::shared::panels::Panels;
+import package::shared::panels::{Panels, prepare};
 import package::shared::partials::add_partials;
 import package::shared::step::{generated, row_index, step_row};
 
@@ -29,17 +29,20 @@ struct Params {
 @group(1) @binding(4) var<storage, read> r: array<f32>;         // [n, stride]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(lane: Lane) {
     let n = generated(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = group_index(lane) % column_blocks * COLS;
-    let block = group_index(lane) / column_blocks;
-    if block * 4u >= params.rows {
+    let begin = group_index(lane) / column_blocks * OUTPUTS;
+    if begin >= params.rows {
         return;
     }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
-    for (var i = lane.index; i < params.k4; i += LANES) {
+    let block = begin / 4u + place(lane) % 4u;
+    for (var i = place(lane) / 4u; i < params.k4; i += DEPTH) {
         let w = weights(params.panels, params.rows, params.k4, block, i);
         let used = select(4u, params.used, i + 1u == params.k4);
         for (var c = 0u; c < COLS; c++) {
@@ -47,18 +50,18 @@ fn main(lane: Lane) {
         }
     }
     reduce(&acc, lane);
-    let c = min(lane.index / 4u, COLS - 1u);
+    let c = min(lane.index / OUTPUTS, COLS - 1u);
     let line = column + c;
-    let local = block * 4u + lane.index % 4u;
+    let local = begin + lane.index % OUTPUTS;
     let output = params.first + local;
-    var value = total(lane.index % 4u, c, lane);
+    var value = total(lane.index % OUTPUTS, c, lane);
     if params.biased != 0u {
         value += bias[min(output, params.first + params.rows - 1u)];
     }
     if site.partials > 1u {
         value = add_partials(value, output, line, column, n, params.extent, lane);
     }
-    if lane.index >= COLS * 4u || line >= n || local >= params.rows {
+    if lane.index >= COLS * OUTPUTS || line >= n || local >= params.rows {
         return;
     }
     if site.partials <= 1u {

@@ -1,14 +1,14 @@
 // y = W norm(x) + b for samples, and for rows of class generated; norm(x) = x / rms(x) * g: the squares are summed in
 // the same pass over x, 1 / rms(x) applied after it.
 // t = A norm(x) of the site that is carried, for rows that have LoRA there.
-// Grid: one workgroup per row and rank row of that site, then one per 4 outputs and COLS rows of x; lanes split the
+// Grid: one workgroup per row and rank row of that site, then one per 16 outputs and COLS rows of x; lanes split the
 // inputs. Bound by reading W.
 
 import package::shared::carry::{next, t_out, t_out_stride};
-import package::shared::dots::{COLS, MAX_COLS, Sums, fold, masked, reduce, total};
-import package::shared::lane::{Lane, LANES, group_index};
+import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, Sums, WIDE, fold, masked, place, reduce, total};
+import package::shared::lane::{Lane, group_index};
 import package::shared::matrix::weights;
-import package::shared::panels::Panels;
+import package::shared::panels::{Panels, prepare};
 import package::shared::reduce::sum;
 import package::shared::step::{generated, lora_on, row_index, step_row};
 
@@ -58,21 +58,21 @@ fn rank_row(line: u32, output: u32, lane: Lane) {
     let at = next.head / 4u + (entry * next.rank + r) * params.k4;
     var acc = 0.0;
     var squares = 0.0;
-    for (var i = lane.index; i < params.k4; i += LANES) {
+    for (var i = lane.index; i < params.k4; i += WIDE) {
         let v = input(line, i);
         let a = a_pool[at + i];
         let g = v * vectors[i];
         acc = fma(a.w, g.w, fma(a.z, g.z, fma(a.y, g.y, fma(a.x, g.x, acc))));
         squares = add_squares(squares, v);
     }
-    let product = sum(acc, lane, LANES);
-    let scale = inverse_rms(sum(squares, lane, LANES));
+    let product = sum(acc, lane, WIDE);
+    let scale = inverse_rms(sum(squares, lane, WIDE));
     if lane.index == 0u {
         t_out[line * t_out_stride() + output] = product * scale;
     }
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(lane: Lane) {
     let n = generated(params.extent);
     let index = group_index(lane);
@@ -82,13 +82,16 @@ fn main(lane: Lane) {
     }
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = (index - n * params.carried) % column_blocks * COLS;
-    let block = (index - n * params.carried) / column_blocks;
-    if block * 4u >= params.rows {
+    let begin = (index - n * params.carried) / column_blocks * OUTPUTS;
+    if begin >= params.rows {
         return;
     }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
     var squares: array<f32, MAX_COLS>;
-    for (var i = lane.index; i < params.k4; i += LANES) {
+    let block = begin / 4u + place(lane) % 4u;
+    for (var i = place(lane) / 4u; i < params.k4; i += DEPTH) {
         let w = weights(params.panels, params.rows, params.k4, block, i);
         let g = vectors[i];
         for (var c = 0u; c < COLS; c++) {
@@ -97,9 +100,9 @@ fn main(lane: Lane) {
             squares[c] = add_squares(squares[c], v);
         }
     }
-    let c = min(lane.index / 4u, COLS - 1u);
+    let c = min(lane.index / OUTPUTS, COLS - 1u);
     reduce(&acc, lane);
-    let product = total(lane.index % 4u, c, lane);
+    let product = total(lane.index % OUTPUTS, c, lane);
     workgroupBarrier();
     for (var i = 0u; i < COLS; i++) {
         acc[i] = vec4f(squares[i]);
@@ -107,8 +110,8 @@ fn main(lane: Lane) {
     reduce(&acc, lane);
     let scale = inverse_rms(total(0u, c, lane));
     let line = column + c;
-    let local = block * 4u + lane.index % 4u;
-    if lane.index >= COLS * 4u || line >= n || local >= params.rows {
+    let local = begin + lane.index % OUTPUTS;
+    if lane.index >= COLS * OUTPUTS || line >= n || local >= params.rows {
         return;
     }
     let output = params.first + local;

@@ -5,7 +5,7 @@
 import package::shared::carry::{next, t_out, t_out_stride};
 import package::shared::dots::masked;
 import package::shared::lane::Lane;
-import package::shared::panels::Panels;
+import package::shared::panels::{Panels, prepare};
 import package::shared::step::NO_INDEX;
 import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, put_weights, quad_of, row_of, x_tile};
 import package::shared::tile_inputs::x;
@@ -31,9 +31,7 @@ struct Params {
 @group(1) @binding(3) var<storage, read> vectors: array<vec4f>; // g [k4], then b [outputs of W padded to 4]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
 @group(1) @binding(9) var<storage, read> a_pool: array<vec4f>;  // [parts, S] ranks, then rows of [parts, S, R] x k4
-
-// Per row, 1 / rms(x).
-var<workgroup> scales: array<f32, ROWS>;
+var<workgroup> scales: array<f32, ROWS>;                        // per row, 1 / rms(x)
 
 // Vec4 i of a row of the tile.
 fn input(place: Place, row: u32, i: u32) -> vec4f {
@@ -85,7 +83,7 @@ fn rank_row(slot: u32, output: u32) -> u32 {
 fn load_factors(begin: u32, block: u32, slot: u32, lane: Lane) {
     let quads = OUTPUTS / 4u;
     for (var at = lane.index; at < quads * STEP; at += TILE_LANES) {
-        var rows: mat4x4f;
+        var rows = mat4x4f(); // naga does not clear variables in loops
         for (var e = 0u; e < 4u; e++) {
             let row = rank_row(slot, block * OUTPUTS + at % quads * 4u + e);
             if row != NO_INDEX && begin + at / quads < params.k4 {
@@ -103,11 +101,9 @@ fn finish(acc: ptr<function, Sums>, place: Place, slot: u32, lane: Lane) {
         for (var e = 0u; e < 4u; e++) {
             let local = place.block * OUTPUTS + quad_of(lane) * 4u + e;
             var value = (*acc)[i][e];
-            if slot != NO_INDEX {
-                if slot_of[row] == slot && rank_row(slot, local) != NO_INDEX {
-                    t_out[line * t_out_stride() + local] = value;
-                }
-            } else if line < place.end && local < params.rows {
+            if slot != NO_INDEX && slot_of[row] == slot && rank_row(slot, local) != NO_INDEX {
+                t_out[line * t_out_stride() + local] = value;
+            } else if slot == NO_INDEX && line < place.end && local < params.rows {
                 let output = params.first + local;
                 if params.biased != 0u {
                     value += vectors[params.k4 + output / 4u][output % 4u];
@@ -137,6 +133,8 @@ fn main(lane: Lane) {
         }
     }
     put_scales(place, lane);
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
     for (var begin = 0u; begin < params.k4; begin += STEP) {
         if slot == NO_INDEX {

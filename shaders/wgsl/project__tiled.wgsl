@@ -3,7 +3,7 @@
 
 import package::shared::functions::activate;
 import package::shared::lane::Lane;
-import package::shared::panels::Panels;
+import package::shared::panels::{Panels, prepare};
 import package::shared::tile::{LANE_ROWS, OUTPUTS, STEP, Span, Sums, TILE_LANES, multiply, place, quad_of, row_of};
 import package::shared::tile_inputs::load_inputs;
 import package::shared::tile_lora::add_lora;
@@ -34,6 +34,8 @@ fn main(lane: Lane) {
     if place.block * OUTPUTS >= params.rows {
         return;
     }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
     for (var begin = 0u; begin < params.k4; begin += STEP) {
         load_weights(params.panels, params.rows, params.k4, begin, place.block, lane);

@@ -12,8 +12,8 @@ use crate::{Act, Case};
 /// Measured on the CPU's f32 kernels: 5.3e-7 over up to 140 positions; WGSL lets exp be a few ulp off.
 const TOLERANCE: f32 = 6e-6;
 
-/// Positions of the cache: more than two workgroups of 64.
-const CONTEXT: usize = 140;
+/// Positions of the cache: a GPU takes them in tiles of 64, or splits them in chunks of 128.
+const CONTEXT: usize = 400;
 
 /// Rows alone at positions around 64 and 128, several sequences, chunks of a prompt, windows, grouped heads.
 pub fn cases() -> Vec<Case> {
@@ -33,10 +33,20 @@ pub fn cases() -> Vec<Case> {
         case("window of one", shape(3, 1, 8), &[(0, 70), (1, 0)], Some(1)),
         case("window of 65", shape(4, 2, 10), &[(0, 130), (1, 64), (2, 20)], Some(65)),
         case("chunk with a window", shape(2, 2, 12), &[7, 8, 9, 10].map(|p| (0, p)), Some(3)),
+        case("several chunks", shape(6, 2, 10), &[(0, 127), (0, 128), (1, 399), (2, 256)], None),
+        case("chunks outside a window", shape(4, 2, 10), &[(0, 390), (1, 200), (2, 20)], Some(130)),
+        case("more heads than a workgroup has", shape(18, 2, 12), &[(0, 260), (1, 2)], None),
+        case("rows that are not split beside the same alone", shape(2, 1, 4), &chunk::<66>(190), None),
+        carrying_case("several chunks, carrying", shape(18, 2, 10), &[(0, 5), (1, 300), (2, 130)]),
         carrying_case("one row, carrying", shape(1, 1, 3), &[(0, 5)]),
         carrying_case("a chunk, carrying", shape(6, 2, 10), &[1, 2, 3, 4, 5, 6, 7, 8, 9].map(|p| (1, p))),
         carrying_case("three sequences, carrying", shape(14, 2, 64), &[(0, 70), (1, 0), (2, 65)]),
     ]
+}
+
+/// A chunk of a prompt of sequence 1, from this position on.
+fn chunk<const ROWS: usize>(first: u32) -> [(u32, u32); ROWS] {
+    std::array::from_fn(|i| (1, first + i as u32))
 }
 
 /// With A y of the projection behind it, a partial sum per head.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use wattle_engine::backend::Step;
-use wattle_engine::plan::{Extent, Op, TensorId};
+use wattle_engine::model::Matrix;
+use wattle_engine::plan::{Extent, Op, OpKind, TensorId};
 use wattle_engine::{FROM_STATE, NO_INDEX, Row};
 
 use crate::case::{Act, Case, Make, Seen};
@@ -27,6 +28,10 @@ impl Case {
                 let (step, import) = self.one_row(step, import, index);
                 self.same_line(&whole, &self.with(step, import).answers(make)?, index)?;
             }
+        }
+        if let Some(sorted) = self.in_order() {
+            let what = "columns in another order and inputs sorted beforehand differ";
+            self.same(what, &whole, &sorted.answers(make)?)?;
         }
         self.check_masks(make)
     }
@@ -54,6 +59,26 @@ impl Case {
             }
         }
         Ok(())
+    }
+
+    /// Where the op's matrices have columns in another order than its inputs: the same without an order, on inputs that
+    /// were brought into it.
+    fn in_order(&self) -> Option<Self> {
+        let order = self.plan.ops.first()?.kind.order()?.inputs();
+        let (mut case, mut plan) = (self.clone(), (*self.plan).clone());
+        let without =
+            |matrix: &mut Arc<Matrix>| *matrix = Arc::new(Matrix { order: None, ..(**matrix).clone() });
+        match &mut plan.ops.first_mut()?.kind {
+            OpKind::Project(project) => without(&mut project.weight),
+            OpKind::GateUp(gate_up) => [&mut gate_up.gate, &mut gate_up.up].into_iter().for_each(without),
+            _ => return None,
+        }
+        case.plan = Arc::new(plan);
+        let [Act::Run { import, .. }] = case.acts.as_mut_slice() else { return None };
+        let x = &mut import.first_mut()?.1;
+        let sorted = |line: &[f32]| order.iter().map(|&input| line[input as usize]).collect::<Vec<_>>();
+        *x = x.chunks(order.len()).flat_map(sorted).collect();
+        Some(case)
     }
 
     fn answers(&self, make: Make) -> Result<Vec<Seen>, Failure> {

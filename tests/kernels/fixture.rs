@@ -13,6 +13,7 @@ use wattle_engine::plan::{
     Carry, Extent, KvShape, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
 };
 use wattle_engine::{GENERATED, LayerMask, NO_INDEX, Row, Sample};
+use wattle_kernels_cpu::ColumnOrder;
 
 use crate::{Act, Case};
 
@@ -78,6 +79,16 @@ impl Random {
         let values = (0..len).map(|_| 1.0 + 0.5 * self.number()).collect();
         Arc::new(Vector { name: "vector".into(), values })
     }
+}
+
+/// The matrix with its columns in a random order.
+pub fn shuffled(matrix: &Arc<Matrix>, random: &mut Random) -> Arc<Matrix> {
+    let mut inputs: Vec<u32> = (0..matrix.cols as u32).collect();
+    for last in (1..inputs.len()).rev() {
+        inputs.swap(last, random.below(last + 1));
+    }
+    let order = ColumnOrder::new(inputs).map(Arc::new);
+    Arc::new(Matrix { order, ..(**matrix).clone() })
 }
 
 /// A matrix of these values, rounded to `dtype`.

@@ -8,7 +8,8 @@ use wattle_engine::model::{Activation, Dtype, Format};
 use wattle_engine::plan::{Extent, GATE_UP_PART, GateUp, OpKind, Site, TensorId};
 
 use crate::fixture::{
-    Draft, QUANTIZED, Random, carrying, in_both_classes, lora_rows, rows, site, site_in_parts, slots, step, t_values,
+    Draft, QUANTIZED, Random, carrying, in_both_classes, lora_rows, rows, shuffled, site, site_in_parts, slots,
+    step, t_values,
 };
 use crate::{Act, Case};
 
@@ -46,10 +47,23 @@ pub fn cases() -> Vec<Case> {
         .into_iter()
         .enumerate()
         .map(|(i, format)| carrying_case(case(64, 30 + 3 * i, 1 + i, format, silu, i % 2 == 0), 30 + 3 * i));
+    let ordered = [(0, 70, 33, 1, false), (5, 130, 40, 9, true)].map(|(i, inputs, outputs, n, lora)| {
+        in_another_order(case(inputs, outputs, n, QUANTIZED[i], silu, lora))
+    });
     // More rows than a tile has.
     let many = case(40, 70, 66, f32, silu, true);
     let many = [carrying_case(many.clone(), 70), many];
-    in_both_classes(dense.into_iter().chain(quantized).chain(carried).chain(in_panels).chain(many).collect())
+    let cases = dense.into_iter().chain(quantized).chain(carried).chain(in_panels);
+    in_both_classes(cases.chain(ordered).chain(many).collect())
+}
+
+/// With the columns of both matrices in another order than the inputs.
+fn in_another_order(case: Case) -> Case {
+    let mut plan = (*case.plan).clone();
+    if let OpKind::GateUp(op) = &mut plan.ops[0].kind {
+        (op.gate, op.up) = (shuffled(&op.gate, &mut Random(7)), shuffled(&op.up, &mut Random(7)));
+    }
+    Case { name: format!("{}, in another order", case.name), plan: Arc::new(plan), ..case }
 }
 
 /// With A y of the projection behind it, a partial sum per 16 outputs.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use wattle_engine::backend::Step;
-use wattle_engine::model::{Activation, Dtype, Format, Matrix, NormKind, NormWeights};
+use wattle_engine::model::{Activation, Dtype, Format, Matrix, NormKind, NormWeights, PanelFormat};
 use wattle_engine::plan::{Extent, Norm, OpKind, Project, Site, TensorId};
 
 use crate::Case;
 use crate::fixture::{
-    Draft, QUANTIZED, Random, VOCAB, carrying, in_both_classes, lora_rows, rows, sampled_rows, site, site_in_parts, slots,
-    step, t_values,
+    Draft, QUANTIZED, Random, VOCAB, carrying, in_both_classes, lora_rows, rows, sampled_rows, shuffled, site,
+    site_in_parts, slots, step, t_values,
 };
 
 /// Measured on the CPU's f32 kernels: 1.8e-7 at most (sums of up to 1031 terms); other orders of summation may differ
@@ -60,10 +60,25 @@ pub fn cases() -> Vec<Case> {
     cases.extend([(70, 40, 1, f16), (130, 21, 33, bf16)].map(|(i, o, n, dtype)| normed(i, o, n, dtype)));
     let formats = QUANTIZED.into_iter().enumerate();
     cases.extend(formats.map(|(i, format)| normed(64 + 7 * i, 16 + 5 * i, 1 + i, format)));
+    let formats = [(0, 130, 17, 1), (1, 64, 33, 9), (5, 333, 16, 4)];
+    cases.extend(formats.map(|(i, inputs, outputs, n)| ordered(inputs, outputs, n, QUANTIZED[i])));
     // More rows than a tile has.
     cases.extend([open(65, 67, 66, f16), open(40, 130, 20, QUANTIZED[1]), with_all(70, None, true)]);
     cases.extend([in_parts(67, 10), stacked(65, QUANTIZED[2]), normed(70, 66, 69, f32)]);
     in_both_classes(cases)
+}
+
+/// A matrix whose columns are in another order than its inputs, with LoRA on what they are in x.
+fn ordered(inputs: usize, outputs: usize, n: usize, format: PanelFormat) -> Case {
+    let random = &mut Random((inputs + outputs) as u64);
+    let weight = random.matrix(outputs, inputs, format);
+    let site = site(inputs, &[outputs]);
+    let op = Project { lora: Some(Arc::clone(&site)), residual: true, ..project(shuffled(&weight, random)) };
+    let widths = [inputs, site.t_width(), outputs];
+    let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &widths, outputs);
+    let residual = random.numbers(n * outputs, 1.0);
+    let name = format!("{n} rows, {inputs} → {outputs} in another order, {}", Format::from(format));
+    lora_case(name, plan, &site, n, 1, vec![residual], random)
 }
 
 fn project(weight: Arc<Matrix>) -> Project {

@@ -106,6 +106,8 @@ pub struct Counters {
     pub passes: u64,
     /// Kernel launches of steps.
     pub launches: u64,
+    /// Steps that were submitted while another one was not yet collected: the host wrote them ahead.
+    pub ahead: u64,
     /// Bytes read back by [`Backend::collect`].
     pub readback_bytes: u64,
     /// Ops of plans that ran on the host (0 on a GPU).

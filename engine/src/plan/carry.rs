@@ -18,6 +18,10 @@ pub(super) fn fold_norm(graph: &mut Graph, rope_kv: usize) -> Option<()> {
     let OpKind::RopeKv(rope) = &rotate.kind else { return None };
     let (at, op) = graph.private_producer(rotate.inputs[0])?;
     let (op, project) = (op.clone(), open_project(op)?.clone());
+    // Where columns have an order of their own, inputs are brought into it after the norm.
+    if project.weight.order.is_some() {
+        return None;
+    }
     let norm_op = graph.op(graph.producer(op.inputs[0])?)?.clone();
     let OpKind::Norm(norm) = norm_op.kind else { return None };
     let down = |index| matches!(graph.op(index), Some(Op { kind: OpKind::LoraDown { .. }, .. }));

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use wattle_kernels_cpu::ColumnOrder;
+
 use crate::adapter::Target;
 use crate::model::{Activation, Matrix, NormKind, NormWeights, Vector};
 
@@ -316,6 +318,15 @@ pub struct GateUp {
 }
 
 impl OpKind {
+    /// The order of the columns of the op's matrices, where it is not that of its inputs. All of them have the same.
+    pub fn order(&self) -> Option<&ColumnOrder> {
+        match self {
+            Self::Project(project) => project.weight.order.as_deref(),
+            Self::GateUp(gate_up) => gate_up.gate.order.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The name of the kernel that runs the op, as [`wattle_shaders::for_each_kernel`] lists it.
     pub fn kernel(&self) -> &'static str {
         match self {

@@ -1,6 +1,8 @@
 //! One file per command.
 
 mod bench;
+#[cfg(feature = "gpu")]
+mod device_suite;
 mod devices;
 mod eval;
 mod generate;
@@ -8,6 +10,7 @@ mod kernels;
 mod logits;
 mod plan;
 mod quantize;
+mod soak;
 mod tokenize;
 
 use std::io::Write;
@@ -34,8 +37,13 @@ pub(crate) enum Command {
     Eval(eval::Args),
     /// Write a quantized copy of a model directory, which is read as it lies
     Quantize(quantize::Args),
+    /// Run random requests, adapters, cancels and faults at once, and compare every result with the request's alone
+    Soak(soak::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
+    /// Prove all kernels right on a GPU, then measure what it can do and write records
+    #[cfg(feature = "gpu")]
+    DeviceSuite(device_suite::Args),
 }
 
 impl Command {
@@ -50,7 +58,10 @@ impl Command {
             Self::Devices(args) => devices::run(args, common, out),
             Self::Eval(args) => eval::run(args, common, out),
             Self::Quantize(args) => quantize::run(args, common, out),
+            Self::Soak(args) => soak::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
+            #[cfg(feature = "gpu")]
+            Self::DeviceSuite(args) => device_suite::run(args, common, out),
         }
     }
 }

@@ -1,7 +1,7 @@
 // t = A v of the projection behind a launch, by the launch that makes v: each workgroup writes the sums over its own
 // elements of v. Pools as in lora.wgsl.
 
-import package::shared::lane::{Lane, LANES};
+import package::shared::lane::Lane;
 import package::shared::lora::Site;
 import package::shared::step::{lora_on, row_index, step_row};
 
@@ -15,7 +15,7 @@ const VALUES = 512u;
 var<workgroup> values: array<f32, VALUES>;
 
 const SHARES = 8u; // lanes that split the columns of a row of A
-var<workgroup> shares: array<f32, LANES>;
+var<workgroup> shares: array<f32, 256>;
 
 // Elements of a row of t.
 fn t_out_stride() -> u32 {
@@ -34,14 +34,15 @@ struct Carried {
     stride: u32, // between the `values` of two lines
 }
 
-// Writes the partial sums: A's columns times values. All lanes call, behind a barrier after the values were written.
-fn carry(v: Carried, lane: Lane) {
+// Writes the partial sums: A's columns times values. All of `lanes` lanes (at most 256) call, behind a barrier after the
+// values were written.
+fn carry(v: Carried, lane: Lane, lanes: u32) {
     if next.parts == 0u {
         return;
     }
     let t_width = next.parts * next.rank;
     let share = lane.index % SHARES;
-    for (var begin = 0u; begin < v.lines * t_width; begin += LANES / SHARES) {
+    for (var begin = 0u; begin < v.lines * t_width; begin += lanes / SHARES) {
         let index = begin + lane.index / SHARES;
         let inside = index < v.lines * t_width;
         let c = select(0u, index / t_width, inside);

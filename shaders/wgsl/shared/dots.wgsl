@@ -1,16 +1,20 @@
-// Dot products of four weight rows with COLS activation rows. Whatever COLS is, each result is summed in the same
-// order: a lane's vec4s ascending, their elements ascending by fma, then the lanes.
+// Dot products of 16 weight rows (a panel) with COLS activation rows, by WIDE lanes: four lanes beside each other have
+// four weight rows each, so that they read neighbouring words of a panel; DEPTH fours split the inputs. Whatever COLS is,
+// each result is summed in the same order: a lane's vec4s ascending, their elements ascending by fma, then the lanes.
 
-import package::shared::lane::{Lane, LANES};
+import package::shared::lane::Lane;
 
 // Activation rows that a workgroup computes for.
 @id(0) override COLS: u32 = 1u;
 const MAX_COLS = 8u;
+const OUTPUTS = 16u; // weight rows of a workgroup
+const WIDE = 256u;   // its lanes
+const DEPTH = WIDE / 4u;
 
 // Per activation row, the sums of the four weight rows.
 alias Sums = array<vec4f, MAX_COLS>;
 
-var<workgroup> partial: array<vec4f, COLS * LANES>;
+var<workgroup> partial: array<vec4f, COLS * WIDE / 2u>; // [COLS, slots, 4]
 
 // acc + w x; w[i] holds element i of the four weight rows.
 fn fold(acc: vec4f, w: mat4x4f, x: vec4f) -> vec4f {
@@ -22,13 +26,32 @@ fn masked(v: vec4f, used: u32) -> vec4f {
     return select(vec4f(), v, vec4u(0u, 1u, 2u, 3u) < vec4u(used));
 }
 
+// The lane's place: place % 4 is its four of the weight rows, place / 4 its share of the inputs.
+fn place(lane: Lane) -> u32 {
+    @if(subgroups)
+    return lane.subgroup * (WIDE / lane.subgroups) + lane.in_subgroup;
+    @if(!subgroups)
+    return lane.index;
+}
+
+// Parts of a sum that `reduce` leaves in `partial`.
+fn slots(lane: Lane) -> u32 {
+    @if(subgroups)
+    return lane.subgroups;
+    @if(!subgroups)
+    return DEPTH / 2u;
+}
+
 // Sums over the lanes; then `total` may be called. A barrier must lie between two calls.
 @if(subgroups)
 fn reduce(acc: ptr<function, Sums>, lane: Lane) {
     for (var c = 0u; c < COLS; c++) {
-        let part = subgroupAdd((*acc)[c]);
-        if lane.in_subgroup == 0u {
-            partial[c * LANES + lane.subgroup] = part;
+        var sum = (*acc)[c];
+        for (var other = 4u; other < WIDE / lane.subgroups; other *= 2u) {
+            sum += subgroupShuffleXor(sum, other);
+        }
+        if lane.in_subgroup < 4u {
+            partial[(c * lane.subgroups + lane.subgroup) * 4u + lane.in_subgroup] = sum;
         }
     }
     workgroupBarrier();
@@ -36,26 +59,23 @@ fn reduce(acc: ptr<function, Sums>, lane: Lane) {
 
 @if(!subgroups)
 fn reduce(acc: ptr<function, Sums>, lane: Lane) {
-    for (var c = 0u; c < COLS; c++) {
-        partial[c * LANES + lane.index] = (*acc)[c];
+    const HALF = WIDE / 2u;
+    for (var c = 0u; c < COLS && lane.index >= HALF; c++) {
+        partial[c * HALF + lane.index - HALF] = (*acc)[c];
     }
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane.index < half {
-            for (var c = 0u; c < COLS; c++) {
-                partial[c * LANES + lane.index] += partial[c * LANES + lane.index + half];
-            }
-        }
+    workgroupBarrier();
+    for (var c = 0u; c < COLS && lane.index < HALF; c++) {
+        partial[c * HALF + lane.index] += (*acc)[c];
     }
     workgroupBarrier();
 }
 
-// The dot product of weight row `row` (of four) with activation row `column` (of COLS).
+// The dot product of weight row `row` (of OUTPUTS) with activation row `column` (of COLS).
 fn total(row: u32, column: u32, lane: Lane) -> f32 {
-    var sum = partial[column * LANES][row];
-    @if(subgroups)
-    for (var i = 1u; i < lane.subgroups; i++) {
-        sum += partial[column * LANES + i][row];
+    let at = column * slots(lane) * 4u + row / 4u;
+    var sum = partial[at][row % 4u];
+    for (var i = 1u; i < slots(lane); i++) {
+        sum += partial[at + i * 4u][row % 4u];
     }
     return sum;
 }

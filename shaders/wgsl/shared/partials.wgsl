@@ -1,8 +1,8 @@
 // B t where t comes as partial sums. They are added up once per workgroup, in the same order whatever COLS is: stripe s
 // takes the partial sums s, s + 8, ... ascending, then the stripes ascending.
 
-import package::shared::dots::COLS;
-import package::shared::lane::{Lane, LANES};
+import package::shared::dots::{COLS, WIDE};
+import package::shared::lane::Lane;
 import package::shared::lora::{b_pool, site, t, t_stride};
 import package::shared::step::{lora_on, row_index, step_row};
 
@@ -30,7 +30,7 @@ fn add_partials(y: f32, output: u32, line: u32, first: u32, n: u32, extent: u32,
         let o = output - part.start;
         let mine = on && output >= part.start && o < part.rows;
         for (var begin = 0u; begin < site.rank; begin += RANKS) {
-            for (var at = lane.index; at < COLS * STRIPES * RANKS; at += LANES) {
+            for (var at = lane.index; at < COLS * STRIPES * RANKS; at += WIDE) {
                 let other = first + at / (STRIPES * RANKS);
                 let row = step_row(row_index(min(other, n - 1u), extent));
                 let r = begin + at % RANKS;

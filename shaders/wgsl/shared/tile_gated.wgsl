@@ -12,7 +12,7 @@ fn load_weights(p: Panels, rows: u32, k4: u32, begin: u32, block: u32, lane: Lan
     for (var at = lane.index; at < quads * STEP; at += TILE_LANES) {
         let i = begin + at / quads;
         let quad = block * half + at % half;
-        var w: mat4x4f;
+        var w = mat4x4f(); // naga does not clear variables in loops
         if i < k4 && quad * 4u < rows {
             if at % quads < half {
                 w = gate_weights(p, rows, k4, quad, i);

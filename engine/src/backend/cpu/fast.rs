@@ -23,7 +23,8 @@ fn norm(weights: &NormWeights, width: usize, kind: NormKind, eps: f32) -> Norm<&
 fn lora<'a>(site: &Site, io: &Io<'a>) -> Lora<Factor<'a>> {
     let pairs = io.pairs(site, |slot, place| {
         let packed = slot.packed.get(place)?;
-        Some(Pair { rank: packed.rank, a: packed.a.view(), b: packed.b.view() })
+        let [a, b] = packed.view();
+        Some(Pair { rank: packed.rank, a, b })
     });
     let targets = site.targets.iter().zip(pairs);
     let targets = targets.map(|(t, slots)| Target { start: t.start, rows: t.rows, slots }).collect();

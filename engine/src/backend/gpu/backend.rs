@@ -8,7 +8,7 @@ use wattle_shaders::Sampled;
 use super::assign::assign;
 use super::compile::Compiler;
 use super::prepared::{Prepared, dispatches, fitting, tensor_bytes};
-use super::{GpuBackend, Sequences};
+use super::{GpuBackend, Sequences, order};
 use crate::adapter::Factors;
 use crate::backend::validate::{self, StepLimits, below};
 use crate::backend::{
@@ -61,8 +61,11 @@ impl Backend for GpuBackend {
         let capacity = fitting(&self.gpu, plan, self.capacity)?;
         self.ensure_sequences(plan)?;
         let angles = self.angles(plan)?;
-        let assignment = assign(plan, |tensor| tensor_bytes(tensor, capacity));
+        let mut assignment = assign(plan, |tensor| tensor_bytes(tensor, capacity));
+        let tensors = assignment.sizes.len();
+        assignment.sizes.extend(order::bytes(plan, capacity));
         let buffers = self.activations(&assignment.sizes)?;
+        let ordered = buffers.get(tensors).unwrap_or(&self.nothing).clone();
         let activations: Vec<_> = assignment.buffer.iter().map(|&index| buffers[index].clone()).collect();
         let gpu = Arc::clone(&self.gpu);
         let mut launches = Vec::new();
@@ -78,6 +81,7 @@ impl Backend for GpuBackend {
                 results: &self.results,
                 nothing: &self.nothing,
                 nowhere: &self.nowhere,
+                ordered: &ordered,
                 activations: &activations,
             };
             launches.push(compiler.launches()?);

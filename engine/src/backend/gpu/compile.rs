@@ -27,6 +27,8 @@ pub(super) struct Compiler<'a> {
     pub nothing: &'a wgpu::Buffer,
     /// Bound where an op carries no A x.
     pub nowhere: &'a wgpu::Buffer,
+    /// Where inputs are brought into the order of a matrix's columns (see [`super::order`]).
+    pub ordered: &'a wgpu::Buffer,
     /// Per tensor, its buffer.
     pub activations: &'a [wgpu::Buffer],
 }
@@ -34,6 +36,12 @@ pub(super) struct Compiler<'a> {
 impl Compiler<'_> {
     /// The launches of the op, in order.
     pub fn launches(mut self) -> Result<Vec<Launch>> {
+        let first = self.order()?;
+        Ok(first.into_iter().chain(self.kernels()?).collect())
+    }
+
+    /// Those of its kernel.
+    fn kernels(mut self) -> Result<Vec<Launch>> {
         match &self.op.kind {
             OpKind::Embed { table } => self.embed(table),
             OpKind::AddPosition { table, offset } => self.add_position(table, *offset),
@@ -74,7 +82,11 @@ impl Compiler<'_> {
 
     /// The op's kernel.
     pub fn kernel(&self) -> Result<&'static Kernel> {
-        let name = self.op.kind.kernel();
+        self.variant(self.op.kind.kernel())
+    }
+
+    /// The kernel of this name: a variant of the op's.
+    pub fn variant(&self, name: &str) -> Result<&'static Kernel> {
         Kernel::named(name).ok_or_else(|| self.gpu.error(format!("there is no kernel {name}")))
     }
 
@@ -83,7 +95,10 @@ impl Compiler<'_> {
     }
 
     pub fn input(&self, index: usize) -> &wgpu::Buffer {
-        &self.activations[self.op.inputs[index].0 as usize]
+        match self.op.kind.order() {
+            Some(_) if index == 0 => self.ordered,
+            _ => &self.activations[self.op.inputs[index].0 as usize],
+        }
     }
 
     pub fn output(&self) -> Result<&wgpu::Buffer> {
@@ -221,10 +236,24 @@ impl Compiler<'_> {
                 scale: attend.scale,
             };
             let reads = [read(1, self.input(0)), read(2, &cells.k), read(3, &cells.v)];
-            let bindings =
+            let mut bindings: Vec<_> =
                 reads.into_iter().chain([write(4, self.output()?)]).chain(carried.clone()).collect();
-            let launch = Launch::new(self, params, bindings, Grid::Groups(kv.heads as u64))?;
-            Ok(Launch { constants: vec![("0", stride(kv.head_dim) as u32)], next: Some(next), ..launch })
+            let head_dim = ("0", stride(kv.head_dim) as u32);
+            let launch = match &self.sequences.split {
+                None => {
+                    let launch = Launch::new(self, params, bindings, Grid::Groups(kv.heads as u64))?;
+                    Launch { constants: vec![head_dim], ..launch }
+                }
+                Some(split) => {
+                    bindings.extend([write(5, &split.parts), write(6, &split.done)]);
+                    let params = params::AttendSplit { attend: params, blocks: split.blocks };
+                    let grid = Grid::Chunks(kv.kv_heads as u64 * u64::from(split.blocks));
+                    let launch = Launch::new(self, params, bindings, grid)?;
+                    let constants = vec![head_dim, ("1", split.heads)];
+                    Launch { kernel: self.variant("attend__split")?, constants, ..launch }
+                }
+            };
+            Ok(Launch { next: Some(next), ..launch })
         })
     }
 

@@ -15,6 +15,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// The driver and its version.
     pub driver: String,
+    /// Where it sits on the PCI bus, such as `0000:01:00.0`; empty where that is not known.
+    pub pci: String,
     /// The API: `vulkan`, `metal` or `dx12`.
     pub api: &'static str,
     /// Whether the adapter is a program on the CPU.
@@ -23,6 +25,8 @@ pub struct DeviceInfo {
     pub subgroups: Option<(u32, u32)>,
     /// Whether shaders may use f16.
     pub f16: bool,
+    /// Whether workgroups of a launch see what others wrote.
+    pub coherent: bool,
     /// Whether ops can be timed.
     pub timestamps: bool,
     /// The largest storage binding \[bytes\].
@@ -43,10 +47,12 @@ impl DeviceInfo {
             software: info.device_type == wgpu::DeviceType::Cpu,
             subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
+            coherent: features.contains(wgpu::Features::MEMORY_DECORATION_COHERENT),
             timestamps: features.contains(TIMESTAMPS),
             binding: limits.max_storage_buffer_binding_size,
             buffer: limits.max_buffer_size,
             workgroups: limits.max_compute_workgroups_per_dimension,
+            pci: info.device_pci_bus_id,
             name: info.name,
         }
     }
@@ -54,6 +60,8 @@ impl DeviceInfo {
 
 /// The most storage buffers that a kernel binds.
 const STORAGE_BUFFERS: u32 = 10;
+/// The most bytes of workgroup memory that a kernel has.
+const WORKGROUP_BYTES: u32 = 20 << 10;
 
 const TIMESTAMPS: wgpu::Features =
     wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES);
@@ -125,16 +133,20 @@ impl Gpu {
     pub fn open(options: &GpuOptions) -> Result<Self> {
         let adapter = choose(options)?;
         let info = DeviceInfo::of(&adapter);
-        let buffers = adapter.limits().max_storage_buffers_per_shader_stage;
-        if buffers < STORAGE_BUFFERS {
-            let reason = format!("{buffers} storage buffers per shader, kernels need {STORAGE_BUFFERS}");
-            return Err(Error::device(&info.name, reason));
+        let given = adapter.limits();
+        for (what, given, needed) in [
+            ("storage buffers per shader", given.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
+            ("bytes of workgroup memory", given.max_compute_workgroup_storage_size, WORKGROUP_BYTES),
+        ] {
+            if given < needed {
+                return Err(Error::device(&info.name, format!("{given} {what}, kernels need {needed}")));
+            }
         }
-        let wanted = wgpu::Features::SUBGROUP | TIMESTAMPS;
+        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::MEMORY_DECORATION_COHERENT | TIMESTAMPS;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wattle"),
             required_features: adapter.features() & wanted,
-            required_limits: adapter.limits(),
+            required_limits: given,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..wgpu::DeviceDescriptor::default()
         };
@@ -154,9 +166,11 @@ impl Gpu {
         let limits = Limits {
             binding: asked.binding.min(info.binding).min(info.buffer),
             workgroups: asked.workgroups.min(info.workgroups),
-            subgroups: asked.subgroups && info.subgroups.is_some(),
+            subgroups: asked.subgroups && info.subgroups.is_some_and(usable),
             f16: asked.f16 && info.f16,
+            coherent: asked.coherent && info.coherent,
             guards: asked.guards,
+            lost_after: asked.lost_after,
         };
         let pipelines = Pipelines::new(&device);
         Ok(Self { device, queue, info, limits, checked: options.checked, pipelines, reported })
@@ -260,6 +274,12 @@ impl Mapped {
         self.buffer.unmap();
         Ok((bytes, self.buffer))
     }
+}
+
+/// Whether kernels may sum over subgroups of these sizes: one size, so that all variants of a kernel sum in the same
+/// order, of two or more fours of lanes, and no larger than the smallest workgroup.
+fn usable((smallest, largest): (u32, u32)) -> bool {
+    smallest == largest && (8..=64).contains(&smallest)
 }
 
 fn lock(reported: &Mutex<Reported>) -> std::sync::MutexGuard<'_, Reported> {

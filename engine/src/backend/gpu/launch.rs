@@ -20,8 +20,8 @@ pub(super) const NEXT: u32 = 11;
 
 /// Invocations of a workgroup: `LANES` in `lane.wgsl`.
 const LANES: u64 = 64;
-/// Outputs that a projection computes at a time.
-pub(super) const BLOCK: u64 = 4;
+/// Outputs of a workgroup of a projection: `OUTPUTS` in `dots.wgsl`.
+pub(super) const BLOCK: u64 = 16;
 
 /// The id of an `override`, and its value.
 pub(super) type Constant = (&'static str, u32);
@@ -65,6 +65,8 @@ pub(super) fn write(index: u32, buffer: &wgpu::Buffer) -> Binding {
 pub(super) enum Grid {
     /// So many workgroups per line.
     Groups(u64),
+    /// So many workgroups per line, for each chunk that the step splits its sequences into.
+    Chunks(u64),
     /// So many invocations per line.
     Elements(u64),
     /// So many outputs per line, in blocks of `block` outputs and several lines; and `more` workgroups per line.
@@ -74,11 +76,12 @@ pub(super) enum Grid {
 }
 
 impl Grid {
-    /// Workgroups for `lines` lines, with the lines (and outputs) of a tile per workgroup.
-    pub fn workgroups(self, lines: u64, tile: Tile) -> u64 {
+    /// Workgroups for `lines` lines, with the lines (and outputs) of a tile per workgroup, in a step of so many chunks.
+    pub fn workgroups(self, lines: u64, tile: Tile, chunks: u64) -> u64 {
         let columns = u64::from(tile.rows);
         match self {
             Self::Groups(groups) => lines * groups,
+            Self::Chunks(groups) => lines * groups * chunks,
             Self::Elements(elements) => (lines * elements).div_ceil(LANES),
             Self::Blocks { outputs, block, more } => {
                 outputs.div_ceil(block) * lines.div_ceil(columns) + more * lines
@@ -131,6 +134,7 @@ impl Launch {
             grid,
         })
     }
+
     /// This launch for samples and for rows of class generated; for those of class prompt, in tiles by `tiled`, which
     /// has the same operands.
     pub fn by_class(self, tiled: &'static Kernel, grid: Grid) -> Vec<Self> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wattle_shaders::{Kernel, params};
+use wattle_shaders::params;
 
 use super::compile::Compiler;
 use super::launch::{
@@ -90,11 +90,6 @@ impl Compiler<'_> {
         collected(device.chunks.iter().map(launch))
     }
 
-    /// A variant of the op's kernel.
-    fn variant(&self, name: &str) -> Result<&'static Kernel> {
-        Kernel::named(name).ok_or_else(|| self.gpu.error(format!("there is no kernel {name}")))
-    }
-
     /// Of a projection with a norm: the variant that sums the squares of x beside the products.
     fn project_normed(&mut self, project: &Project, norm: &Norm) -> Result<Vec<Launch>> {
         let matrix = &*project.weight;
@@ -150,8 +145,8 @@ impl Compiler<'_> {
         let (site, lora) = self.epilogue(op.lora.as_ref())?;
         let (next, carried) = self.carried()?;
         let tiled = self.variant("gate_up__tiled")?;
-        let block = if next.parts > 0 { GATE_UP_PART as u64 } else { BLOCK };
-        if gate.chunks.iter().any(|chunk| !(chunk.first as u64).is_multiple_of(block)) {
+        let split = gate.chunks.iter().any(|chunk| !chunk.first.is_multiple_of(GATE_UP_PART));
+        if next.parts > 0 && split {
             let reason = "its matrix is split within a partial sum: fuse without `carry`";
             return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
         }
@@ -168,14 +163,13 @@ impl Compiler<'_> {
                 extent: extent_code(self.extent()),
                 function: function_code(Some(op.function)),
                 biased: u32::from(op.gate_bias.is_some() || op.up_bias.is_some()),
-                blocks: (block / BLOCK) as u32,
             };
             let operands =
                 [read(1, &gate.buffer), read(2, self.input(0)), read(3, &up.buffer), read(4, &bias)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             bindings.extend(carried.clone());
-            let grid = Grid::Blocks { outputs: gate.rows as u64, block, more: 0 };
+            let grid = Grid::Blocks { outputs: gate.rows as u64, block: BLOCK, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
             let (extent, site, next) = (self.extent(), Some(site), Some(next));

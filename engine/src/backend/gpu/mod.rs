@@ -5,15 +5,18 @@
 
 mod assign;
 mod backend;
+mod ceilings;
 mod compile;
 mod device;
 mod launch;
 mod linear;
 mod lora;
+mod order;
 mod panels;
 mod pipelines;
 mod prepared;
 mod sequences;
+mod split;
 mod step;
 mod tiles;
 mod timing;
@@ -26,6 +29,7 @@ use super::{Capacity, Counters, Limits, PlanHandle};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, RopeTable};
 
+pub use ceilings::Ceilings;
 pub use device::{DeviceInfo, devices};
 
 use device::Gpu;

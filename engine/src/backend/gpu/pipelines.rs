@@ -39,12 +39,7 @@ impl Pipelines {
     }
 
     /// The pipeline of a launch, with these constants.
-    pub fn pipeline(
-        &self,
-        gpu: &Gpu,
-        launch: &Launch,
-        constants: &[Constant],
-    ) -> wgpu::ComputePipeline {
+    pub fn pipeline(&self, gpu: &Gpu, launch: &Launch, constants: &[Constant]) -> wgpu::ComputePipeline {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let Made { modules, layouts, pipelines } = &mut *made;
         let (name, weights) = (launch.kernel.name, launch.weights);

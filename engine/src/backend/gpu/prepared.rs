@@ -26,9 +26,9 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    /// The pipeline and the workgroups for a step: the narrowest that takes all lines at once, else the widest. Every
-    /// one of them sums in the same order.
-    pub fn of(&self, step: &Step) -> (&wgpu::ComputePipeline, u64) {
+    /// The pipeline and the workgroups for a step of so many chunks: the narrowest that takes all lines at once, else
+    /// the widest. Every one of them sums in the same order.
+    pub fn of(&self, step: &Step, chunks: u32) -> (&wgpu::ComputePipeline, u64) {
         let all = validate::lines(self.extent, step);
         let lines = match (self.class, self.extent) {
             (None, _) | (Some(Class::Generated), Extent::Samples) => all,
@@ -38,7 +38,7 @@ impl Dispatch {
         };
         let enough = self.pipelines.partition_point(|&(tile, _)| (tile.rows as usize) < lines);
         let (tile, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
-        (pipeline, self.grid.workgroups(lines as u64, *tile))
+        (pipeline, self.grid.workgroups(lines as u64, *tile, u64::from(chunks)))
     }
 }
 

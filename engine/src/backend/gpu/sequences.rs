@@ -6,6 +6,7 @@ use std::ops::Range;
 use wattle_shaders::params;
 
 use super::device::Gpu;
+use super::split::Split;
 use crate::backend::Capacity;
 use crate::error::{Error, Result};
 use crate::plan::KvShape;
@@ -26,6 +27,8 @@ pub(super) struct Sequences {
     /// u32 \[sequences, `state_stride`\]: the last sampled token, then a bit for every token: was it seen?
     pub state: wgpu::Buffer,
     pub capacity: Capacity,
+    /// What attention has for splitting sequences; `None` where the device cannot.
+    pub split: Option<Split>,
     /// Room for one cell or state: WebGPU does not copy within one buffer.
     scratch: wgpu::Buffer,
 }
@@ -56,8 +59,9 @@ impl Sequences {
         let state_bytes = state_stride(vocab) * 4;
         let state = gpu.storage("sequence states", (capacity.sequences * state_bytes) as u64)?;
         let scratch = gpu.storage("scratch", cell.max(state_bytes) as u64)?;
+        let split = Split::new(gpu, shape, capacity)?;
         gpu.check()?;
-        Ok(Self { shape, vocab, layers, state, capacity, scratch })
+        Ok(Self { shape, vocab, layers, state, capacity, split, scratch })
     }
 
     /// Words of a sequence's state.

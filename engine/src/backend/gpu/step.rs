@@ -46,6 +46,9 @@ impl GpuBackend {
         if self.in_flight.len() >= IN_FLIGHT {
             return Err(Error::value("step", format!("{IN_FLIGHT} steps are in flight: collect one first")));
         }
+        if self.gpu.limits.lost_after == Some(self.counters.steps) {
+            self.gpu.device.destroy();
+        }
         self.gpu.check()?;
         self.write_step(step);
         let stamps = if self.timing { Stamps::new(&self.gpu, range.len()) } else { None };
@@ -62,6 +65,7 @@ impl GpuBackend {
         let results = Mapped::start(staging, bytes);
         let stamps = stamps_staging.map(Mapped::all);
         self.counters.steps += 1;
+        self.counters.ahead += u64::from(!self.in_flight.is_empty());
         self.counters.submits += 1;
         self.counters.passes += 1;
         self.counters.launches += launches;
@@ -154,13 +158,18 @@ impl GpuBackend {
     /// Writes header, rows and samples.
     fn write_step(&self, step: &Step) {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
-        let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
-        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, step.generated() as u32];
+        let header: [u32; STEP_HEADER] = [rows, samples, step.generated() as u32, self.chunks(step)];
         bytes.extend_from_slice(bytemuck::cast_slice(&header));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
         self.gpu.queue.write_buffer(&self.step, 0, &bytes);
+    }
+
+    /// The chunks that attention splits the step's sequences into.
+    fn chunks(&self, step: &Step) -> u32 {
+        let split = self.sequences.as_ref().and_then(|sequences| sequences.split.as_ref());
+        split.map_or(1, |split| split.chunks(&step.rows))
     }
 
     /// Encodes ops as one pass; how many launches that were.
@@ -175,12 +184,13 @@ impl GpuBackend {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_bind_group(0, &self.step_bindings, &[]);
         let mut launches = 0;
+        let chunks = self.chunks(step);
         for (index, op) in prepared.ops[range].iter().enumerate() {
             if let Some(stamps) = stamps {
                 stamps.write(&mut pass, index);
             }
             for dispatch in op {
-                let (pipeline, groups) = dispatch.of(step);
+                let (pipeline, groups) = dispatch.of(step, chunks);
                 if groups == 0 {
                     continue;
                 }

@@ -29,8 +29,8 @@ pub(super) struct DeviceMatrix {
     pub chunks: Vec<Chunk>,
 }
 
-/// What identifies a matrix: where the bytes of its parts lie, its columns and format. Prepared plans are kept, and hold
-/// their matrices: an address stays taken for as long as it is in the store.
+/// What identifies a matrix: where the bytes of its parts lie, its columns and format; their order concerns the inputs.
+/// Prepared plans are kept, and hold their matrices: an address stays taken for as long as it is in the store.
 type Key = (Vec<(usize, usize)>, usize, Format);
 
 /// The matrices that plans share.
@@ -44,11 +44,6 @@ pub(super) struct Weights {
 impl Weights {
     /// The matrix on the device; uploaded unless a plan has brought it already.
     pub fn matrix(&mut self, gpu: &Gpu, matrix: &Matrix) -> Result<Arc<DeviceMatrix>> {
-        if matrix.order.is_some() {
-            let reason = "its columns are in another order than its inputs (GPTQ with act-order), which GPU kernels do \
-                          not read yet; the CPU does";
-            return Err(gpu.error(format!("{}: {reason}", matrix.name)));
-        }
         let place = |part: &crate::model::Part| {
             let bytes = part.data.as_ref();
             (bytes.as_ptr() as usize, bytes.len())
@@ -76,7 +71,12 @@ impl Weights {
     }
 
     /// A buffer with these values.
-    pub fn values(&mut self, gpu: &Gpu, label: &str, values: &[f32]) -> Result<wgpu::Buffer> {
+    pub fn values<T: bytemuck::NoUninit>(
+        &mut self,
+        gpu: &Gpu,
+        label: &str,
+        values: &[T],
+    ) -> Result<wgpu::Buffer> {
         let buffer = gpu.storage(label, size_of_val(values) as u64)?;
         let mut uploader = Uploader { gpu, waiting: 0 };
         uploader.bytes(&buffer, 0, bytemuck::cast_slice(values))?;
