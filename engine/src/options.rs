@@ -1,5 +1,7 @@
 //! How an engine is set up.
 
+use std::path::PathBuf;
+
 pub use wattle_kernels_cpu::fast::Precision;
 
 use crate::backend::Limits;
@@ -61,6 +63,10 @@ pub struct EngineOptions {
     pub rows: usize,
     /// Whether ops are timed.
     pub timing: bool,
+    /// A file in which a GPU's measured choices are kept; `None` takes the defaults, which are good.
+    pub tuning: Option<PathBuf>,
+    /// Whether choices that were not measured yet are, when the engine is made. No choice changes a result.
+    pub autotune: bool,
     /// Artificial limits, for tests.
     pub limits: Limits,
     /// Validated shaders and bounds checks on the GPU, for tests.
@@ -80,6 +86,8 @@ impl Default for EngineOptions {
             context: 1024,
             rows: 256,
             timing: false,
+            tuning: None,
+            autotune: false,
             limits: Limits::default(),
             checked: false,
         }

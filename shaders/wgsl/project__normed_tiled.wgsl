@@ -7,7 +7,7 @@ import package::shared::dots::masked;
 import package::shared::lane::Lane;
 import package::shared::panels::Panels;
 import package::shared::step::NO_INDEX;
-import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, put_weights, quad_of, row_of, x_tile};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, Products, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, put_tile, quad_of, row_of, sums_of, x_tile};
 import package::shared::tile_inputs::x;
 import package::shared::tile_lora::{note_slots, slot_from, slot_of};
 import package::shared::tile_matrix::load_weights;
@@ -31,9 +31,7 @@ struct Params {
 @group(1) @binding(3) var<storage, read> vectors: array<vec4f>; // g [k4], then b [outputs of W padded to 4]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
 @group(1) @binding(9) var<storage, read> a_pool: array<vec4f>;  // [parts, S] ranks, then rows of [parts, S, R] x k4
-
-// Per row, 1 / rms(x).
-var<workgroup> scales: array<f32, ROWS>;
+var<workgroup> scales: array<f32, ROWS>;                        // per row, 1 / rms(x)
 
 // Vec4 i of a row of the tile.
 fn input(place: Place, row: u32, i: u32) -> vec4f {
@@ -92,7 +90,7 @@ fn load_factors(begin: u32, block: u32, slot: u32, lane: Lane) {
                 rows[e] = a_pool[row + begin + at / quads];
             }
         }
-        put_weights(at / quads, at % quads, transpose(rows));
+        put_tile(at / quads, at % quads, transpose(rows));
     }
 }
 
@@ -103,11 +101,9 @@ fn finish(acc: ptr<function, Sums>, place: Place, slot: u32, lane: Lane) {
         for (var e = 0u; e < 4u; e++) {
             let local = place.block * OUTPUTS + quad_of(lane) * 4u + e;
             var value = (*acc)[i][e];
-            if slot != NO_INDEX {
-                if slot_of[row] == slot && rank_row(slot, local) != NO_INDEX {
-                    t_out[line * t_out_stride() + local] = value;
-                }
-            } else if line < place.end && local < params.rows {
+            if slot != NO_INDEX && slot_of[row] == slot && rank_row(slot, local) != NO_INDEX {
+                t_out[line * t_out_stride() + local] = value;
+            } else if slot == NO_INDEX && line < place.end && local < params.rows {
                 let output = params.first + local;
                 if params.biased != 0u {
                     value += vectors[params.k4 + output / 4u][output % 4u];
@@ -120,8 +116,8 @@ fn finish(acc: ptr<function, Sums>, place: Place, slot: u32, lane: Lane) {
 
 @compute @workgroup_size(TILE_LANES)
 fn main(lane: Lane) {
-    var place = place_of(lane);
     var slot = NO_INDEX;
+    var place = place_of(lane);
     let blocks = (params.rows + OUTPUTS - 1u) / OUTPUTS;
     if place.block >= blocks {
         let rank_blocks = (params.carried + OUTPUTS - 1u) / OUTPUTS;
@@ -137,15 +133,17 @@ fn main(lane: Lane) {
         }
     }
     put_scales(place, lane);
-    var acc: Sums;
+    var products: Products;
     for (var begin = 0u; begin < params.k4; begin += STEP) {
         if slot == NO_INDEX {
             load_weights(params.panels, params.rows, params.k4, begin, place.block, lane);
         } else {
+            @if(!int8)
             load_factors(begin, place.block, slot, lane);
         }
         load_inputs(begin, place, lane);
-        multiply(&acc, lane);
+        multiply(&products, lane);
     }
+    var acc = sums_of(&products, lane);
     finish(&acc, place, slot, lane);
 }

@@ -33,8 +33,18 @@ fn cpu(options: &EngineOptions, capacity: Capacity) -> Result<Box<dyn Backend>> 
 
 #[cfg(feature = "gpu")]
 fn gpu(options: &EngineOptions, capacity: Capacity, allow_software: bool) -> Result<Box<dyn Backend>> {
-    let (limits, checked) = (options.limits, options.checked);
-    let options = super::gpu::GpuOptions { limits, capacity, allow_software, device: None, checked };
+    let EngineOptions { limits, checked, precision, ref tuning, .. } = *options;
+    let tuning = tuning.clone();
+    let options = super::gpu::GpuOptions {
+        limits,
+        capacity,
+        allow_software,
+        device: None,
+        checked,
+        precision,
+        tuning,
+        tile: None,
+    };
     Ok(Box::new(super::gpu::GpuBackend::new(&options)?))
 }
 

@@ -14,19 +14,24 @@ mod panels;
 mod pipelines;
 mod prepared;
 mod sequences;
+mod selftest;
 mod step;
 mod tiles;
 mod timing;
+mod tuning;
 mod weights;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Capacity, Counters, Limits, PlanHandle};
 use crate::error::{Error, Result};
+use crate::options::Precision;
 use crate::plan::{Plan, RopeTable};
 
 pub use device::{DeviceInfo, devices};
+pub use tiles::{Tile, tiles};
 
 use device::Gpu;
 use lora::Pools;
@@ -48,6 +53,12 @@ pub struct GpuOptions {
     pub device: Option<String>,
     /// For tests: shaders check their bounds, and workgroup memory is zeroed.
     pub checked: bool,
+    /// What activations of prompts may be rounded to.
+    pub precision: Precision,
+    /// Where measured choices are kept; `None` takes the defaults.
+    pub tuning: Option<PathBuf>,
+    /// For tests: the tile of all projections, of [`tiles`].
+    pub tile: Option<Tile>,
 }
 
 /// Runs plans on a GPU.
@@ -78,6 +89,8 @@ pub struct GpuBackend {
     staging: Vec<wgpu::Buffer>,
     timing: bool,
     counters: Counters,
+    /// Where measured choices are kept.
+    tuning: Option<PathBuf>,
 }
 
 impl GpuBackend {
@@ -86,7 +99,9 @@ impl GpuBackend {
     /// # Errors
     /// [`Error::Device`] when there is no such adapter, or only a software one and it is not allowed.
     pub fn new(options: &GpuOptions) -> Result<Self> {
-        Self::on(Arc::new(Gpu::open(options)?), options.capacity)
+        let backend = Self::on(Arc::new(Gpu::open(options)?), options.capacity)?;
+        backend.test_cooperative_kernels();
+        Ok(Self { tuning: options.tuning.clone(), ..backend })
     }
 
     /// Another backend on the same device, with the same limits and the pipelines that were made already.
@@ -131,6 +146,7 @@ impl GpuBackend {
             staging: Vec::new(),
             timing: false,
             counters: Counters::default(),
+            tuning: None,
         })
     }
 

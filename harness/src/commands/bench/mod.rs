@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Random weights (bf16) of a known model's shape instead of --model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
+    /// First measures which tiles suit this GPU best, unless that is known, and keeps it for all commands
+    #[arg(long)]
+    autotune: bool,
     /// How results are printed
     #[arg(short, value_enum, default_value_t)]
     output: Output,
@@ -133,7 +136,7 @@ impl<'a> Bench<'a> {
             Some(shape) => Model::random(shape, Dtype::Bf16, 0)?,
             None => Model::load(&Source::find(common)?.model)?,
         };
-        let options = common.engine_options();
+        let options = EngineOptions { autotune: args.autotune, ..common.engine_options() };
         let model = common.quantized(model)?;
         common.lora_layers.mask(model.spec.layers)?;
         let longest =
