@@ -1,5 +1,7 @@
 //! How an engine is set up.
 
+use std::path::PathBuf;
+
 pub use wattle_kernels_cpu::fast::Precision;
 
 use crate::backend::Limits;
@@ -79,6 +81,10 @@ pub struct EngineOptions {
     pub adapters: AdapterRoom,
     /// Whether ops are timed.
     pub timing: bool,
+    /// A file in which a GPU's measured choices are kept; `None` takes the defaults, which are good.
+    pub tuning: Option<PathBuf>,
+    /// Whether choices that were not measured yet are, when the engine is made. No choice changes a result.
+    pub autotune: bool,
     /// Artificial limits, for tests.
     pub limits: Limits,
     /// Validated shaders and bounds checks on the GPU, for tests.
@@ -99,6 +105,8 @@ impl Default for EngineOptions {
             rows: 256,
             adapters: AdapterRoom::default(),
             timing: false,
+            tuning: None,
+            autotune: false,
             limits: Limits::default(),
             checked: false,
         }

@@ -71,6 +71,10 @@ impl Runtime {
         for (slot, factors) in slots.iter().enumerate() {
             backend.set_slot(slot, factors.clone())?;
         }
+        if options.autotune {
+            let measured = backend.tune()?;
+            tracing::info!(measured, "tuned");
+        }
         Ok(Self { backend, capacity, needs, base, adapted })
     }
 

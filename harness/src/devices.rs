@@ -86,13 +86,11 @@ pub(crate) struct Gpu {
 /// What measures the limits of the GPU of this name; of the first one without a name.
 #[cfg(feature = "gpu")]
 pub(crate) fn ceilings(device: Option<&str>) -> wattle_engine::Result<wattle_engine::backend::gpu::Ceilings> {
+    use wattle_engine::backend::Capacity;
     use wattle_engine::backend::gpu::{Ceilings, GpuOptions};
-    use wattle_engine::backend::{Capacity, Limits};
     let capacity = Capacity { sequences: 1, context: 1, rows: 1, samples: 1 };
     let device = device.map(str::to_owned);
-    let options =
-        GpuOptions { limits: Limits::default(), capacity, allow_software: true, device, checked: false };
-    Ceilings::open(&options)
+    Ceilings::open(&GpuOptions { allow_software: true, device, ..GpuOptions::new(capacity) })
 }
 
 /// All GPUs that were found; none in a build without the feature `gpu`.

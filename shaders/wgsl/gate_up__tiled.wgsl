@@ -7,7 +7,7 @@ import package::shared::functions::activate;
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, prepare};
 import package::shared::step::NO_INDEX;
-import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, ROWS, STEP, Span, Sums, TILE_LANES, multiply, place, quad_of, row_of, w_tile};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, Products, ROWS, STEP, Span, TILE_LANES, multiply, place, quad_of, row_of, sums_of, w_tile};
 import package::shared::tile_gated::load_weights;
 import package::shared::tile_inputs::load_inputs;
 import package::shared::tile_lora::{add_lora, note_slots, slot_of};
@@ -81,12 +81,13 @@ fn main(lane: Lane) {
     }
     @if(nibbles)
     prepare(params.panels, lane.index);
-    var acc: Sums;
+    var products: Products;
     for (var begin = 0u; begin < params.k4; begin += STEP) {
         load_weights(params.panels, params.rows, params.k4, begin, place.block, lane);
         load_inputs(begin, params.k4, params.used, place, lane);
-        multiply(&acc, lane);
+        multiply(&products, lane);
     }
+    var acc = sums_of(&products, lane);
     let first = params.first + local;
     add_lora(&acc, Span(first, half(), params.outputs - OUTPUTS / 2u), place, lane);
     let quad = quad_of(lane) % half();

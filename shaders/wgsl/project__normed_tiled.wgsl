@@ -7,7 +7,7 @@ import package::shared::dots::masked;
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, prepare};
 import package::shared::step::NO_INDEX;
-import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, put_weights, quad_of, row_of, x_tile};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, Products, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, put_tile, quad_of, row_of, sums_of, x_tile};
 import package::shared::tile_inputs::x;
 import package::shared::tile_lora::{note_slots, slot_from, slot_of};
 import package::shared::tile_matrix::load_weights;
@@ -90,7 +90,7 @@ fn load_factors(begin: u32, block: u32, slot: u32, lane: Lane) {
                 rows[e] = a_pool[row + begin + at / quads];
             }
         }
-        put_weights(at / quads, at % quads, transpose(rows));
+        put_tile(at / quads, at % quads, transpose(rows));
     }
 }
 
@@ -116,8 +116,8 @@ fn finish(acc: ptr<function, Sums>, place: Place, slot: u32, lane: Lane) {
 
 @compute @workgroup_size(TILE_LANES)
 fn main(lane: Lane) {
-    var place = place_of(lane);
     var slot = NO_INDEX;
+    var place = place_of(lane);
     let blocks = (params.rows + OUTPUTS - 1u) / OUTPUTS;
     if place.block >= blocks {
         let rank_blocks = (params.carried + OUTPUTS - 1u) / OUTPUTS;
@@ -135,15 +135,17 @@ fn main(lane: Lane) {
     put_scales(place, lane);
     @if(nibbles)
     prepare(params.panels, lane.index);
-    var acc: Sums;
+    var products: Products;
     for (var begin = 0u; begin < params.k4; begin += STEP) {
         if slot == NO_INDEX {
             load_weights(params.panels, params.rows, params.k4, begin, place.block, lane);
         } else {
+            @if(!int8)
             load_factors(begin, place.block, slot, lane);
         }
         load_inputs(begin, place, lane);
-        multiply(&acc, lane);
+        multiply(&products, lane);
     }
+    var acc = sums_of(&products, lane);
     finish(&acc, place, slot, lane);
 }

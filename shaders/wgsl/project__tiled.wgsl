@@ -4,7 +4,7 @@
 import package::shared::functions::activate;
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, prepare};
-import package::shared::tile::{LANE_ROWS, OUTPUTS, STEP, Span, Sums, TILE_LANES, multiply, place, quad_of, row_of};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, Products, STEP, Span, TILE_LANES, multiply, place, quad_of, row_of, sums_of};
 import package::shared::tile_inputs::load_inputs;
 import package::shared::tile_lora::add_lora;
 import package::shared::tile_matrix::load_weights;
@@ -36,12 +36,13 @@ fn main(lane: Lane) {
     }
     @if(nibbles)
     prepare(params.panels, lane.index);
-    var acc: Sums;
+    var products: Products;
     for (var begin = 0u; begin < params.k4; begin += STEP) {
         load_weights(params.panels, params.rows, params.k4, begin, place.block, lane);
         load_inputs(begin, params.k4, params.used, place, lane);
-        multiply(&acc, lane);
+        multiply(&products, lane);
     }
+    var acc = sums_of(&products, lane);
     add_lora(&acc, Span(params.first + place.block * OUTPUTS, OUTPUTS, 0u), place, lane);
     for (var i = 0u; i < LANE_ROWS; i++) {
         let line = place.line + row_of(lane, i);

@@ -95,6 +95,19 @@ impl Case {
         compare(&reference, &seen, self.tolerance).map_err(failed)
     }
 
+    /// All numbers that a backend answers to the case, poison as zeros.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn values(&self, make: Make) -> Result<Vec<f32>> {
+        let floats = |seen: Seen| match seen {
+            Seen::Floats(_, values) => values,
+            Seen::Drawn(_) => Vec::new(),
+        };
+        let values = self.run(make(self))?.into_iter().flat_map(floats);
+        Ok(values.map(|value| if value.is_nan() { 0.0 } else { value }).collect())
+    }
+
     /// Everything that a backend answers to the case.
     pub(crate) fn run(&self, backend: Result<Box<dyn Backend>>) -> Result<Vec<Seen>> {
         let mut backend = backend?;

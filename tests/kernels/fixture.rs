@@ -244,6 +244,11 @@ pub fn site_in_parts(cols: usize, outputs: &[usize], part: usize) -> Arc<Site> {
     })
 }
 
+/// The site with room for other ranks.
+pub fn of_rank(site: &Site, rank: usize) -> Arc<Site> {
+    Arc::new(Site { capacity: LoraCapacity { rank, ..site.capacity }, ..site.clone() })
+}
+
 /// Slot 0 has the highest rank everywhere; slot 1 rank 1 to 3, and nothing for the second target; slot 2 is empty;
 /// slot 3 is all NaN, and [`lora_rows`] mask it off.
 pub fn slots(site: &Site, random: &mut Random) -> Vec<Option<Arc<Factors>>> {

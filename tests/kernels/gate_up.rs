@@ -8,8 +8,8 @@ use wattle_engine::model::{Activation, Dtype, Format};
 use wattle_engine::plan::{Extent, GATE_UP_PART, GateUp, OpKind, Site, TensorId};
 
 use crate::fixture::{
-    Draft, QUANTIZED, Random, carrying, in_both_classes, lora_rows, rows, shuffled, site, site_in_parts, slots,
-    step, t_values,
+    Draft, QUANTIZED, Random, carrying, in_both_classes, lora_rows, rows, shuffled, site, site_in_parts,
+    slots, step, t_values,
 };
 use crate::{Act, Case};
 

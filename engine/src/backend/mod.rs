@@ -162,6 +162,12 @@ pub trait Backend: Send {
     /// What was timed since the last call: steps, and runs without taps.
     fn take_timings(&mut self) -> Vec<Timing>;
 
+    /// Measures what suits this device best among kernels that compute the same, for the prepared plans, unless it is
+    /// known already, and takes it from now on; how many choices were measured.
+    fn tune(&mut self) -> Result<usize> {
+        Ok(0)
+    }
+
     /// What was done so far.
     fn counters(&self) -> Counters;
 

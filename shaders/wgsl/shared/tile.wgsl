@@ -4,9 +4,13 @@
 import package::shared::dots::{fold, masked};
 import package::shared::lane::{Lane, group_index};
 import package::shared::step::{ROWS as ALL_ROWS, count, generated};
+@if(int8)
+import package::shared::tile_int8::{add_dots, round_row};
+@if(coop)
+import package::shared::tile_coop::{Matrices, add_products, put_half_inputs, put_half_weights, sums_of_matrices};
 
 @id(0) override ROWS: u32 = 64u;     // at most 64
-@id(1) override OUTPUTS: u32 = 64u;
+@id(1) override OUTPUTS: u32 = 64u;  // both 64 for cooperative matrices
 @id(2) override LANE_ROWS: u32 = 8u;
 override TILE_LANES: u32 = OUTPUTS * ROWS / LANE_ROWS / 4u; // a multiple of 8
 const MAX_LANE_ROWS = 8u;
@@ -55,7 +59,29 @@ fn row_of(lane: Lane, r: u32) -> u32 {
     return r * (ROWS / LANE_ROWS) + lane.index / (OUTPUTS / 4u);
 }
 
+// What is summed over the inputs, and becomes Sums at the end.
+@if(!coop)
+alias Products = Sums;
+@if(coop)
+alias Products = Matrices;
+
+// The lane's sums of what all lanes have multiplied. All lanes call.
+fn sums_of(products: ptr<function, Products>, lane: Lane) -> Sums {
+    @if(!coop)
+    return *products;
+    @if(coop)
+    return sums_of_matrices(products, lane);
+}
+
 // Puts four inputs' weights of four outputs, as columns, where products are made.
+fn put_tile(i: u32, quad: u32, w: mat4x4f) {
+    @if(coop)
+    put_half_weights(i, quad, w);
+    @if(!coop)
+    put_weights(i, quad, w);
+}
+
+// The same, in f32.
 fn put_weights(i: u32, quad: u32, w: mat4x4f) {
     for (var b = 0u; b < 4u; b++) {
         w_tile[(i * 4u + b) * (OUTPUTS / 4u) + quad] = w[b];
@@ -70,12 +96,16 @@ fn weights_of(i: u32, quad: u32) -> mat4x4f {
 
 // Puts vec4 i of an input row of k4, of which the last has `used` elements; `at` counts the rows' vec4s of the step.
 fn put_inputs(at: u32, i: u32, k4: u32, used: u32, v: vec4f) {
-    let inside = select(select(0u, used, i + 1u == k4), 4u, i + 1u < k4);
-    x_tile[at / STEP * PITCH + at % STEP] = masked(v, inside);
+    let inside = masked(v, select(select(0u, used, i + 1u == k4), 4u, i + 1u < k4));
+    @if(coop)
+    put_half_inputs(at / STEP, at % STEP, inside);
+    @if(!coop)
+    x_tile[at / STEP * PITCH + at % STEP] = inside;
 }
 
 // Adds the products of what all lanes have put. All lanes call.
-fn multiply(acc: ptr<function, Sums>, lane: Lane) {
+@if(!int8 && !coop)
+fn multiply(acc: ptr<function, Products>, lane: Lane) {
     workgroupBarrier();
     for (var i = 0u; i < STEP; i++) {
         let w = weights_of(i, quad_of(lane));
@@ -83,5 +113,23 @@ fn multiply(acc: ptr<function, Sums>, lane: Lane) {
             (*acc)[r] = fold((*acc)[r], w, x_tile[row_of(lane, r) * PITCH + i]);
         }
     }
+    workgroupBarrier();
+}
+
+@if(int8)
+fn multiply(acc: ptr<function, Products>, lane: Lane) {
+    workgroupBarrier();
+    for (var row = lane.index; row < ROWS; row += TILE_LANES) {
+        round_row(row);
+    }
+    workgroupBarrier();
+    add_dots(acc, lane);
+    workgroupBarrier();
+}
+
+@if(coop)
+fn multiply(acc: ptr<function, Products>, lane: Lane) {
+    workgroupBarrier();
+    add_products(acc, lane);
     workgroupBarrier();
 }

@@ -45,7 +45,7 @@ fn t_of(line: u32, i: u32, r: u32) -> f32 {
 fn put_factors(i: u32, slot: u32, begin: u32, ranks: u32, span: Span, line: u32, lane: Lane) {
     let part = site.part[i];
     let quads = OUTPUTS / 4u;
-    for (var at = lane.index; at < quads * (ranks + 3u) / 4u; at += TILE_LANES) {
+    for (var at = lane.index; at < quads * ((ranks + 3u) / 4u); at += TILE_LANES) {
         var b = mat4x4f(); // naga does not clear variables in loops
         for (var e = 0u; e < 4u; e++) {
             let o = output_of(span, at % quads) + e - part.start;

@@ -4,7 +4,7 @@ use wattle_shaders::params::{self, function};
 use wattle_shaders::{Kernel, WeightType};
 
 use super::compile::Compiler;
-use super::tiles::Tile;
+use super::tiles::{Products, Shape, Tile};
 use crate::error::Result;
 use crate::model::{Activation, Bits, Dtype, Format, PanelFormat};
 use crate::plan::Extent;
@@ -110,6 +110,8 @@ pub(super) struct Launch {
     pub extent: Extent,
     /// `None`: all lines.
     pub class: Option<Class>,
+    /// In tiles, how their products are made.
+    pub products: Products,
     pub grid: Grid,
 }
 
@@ -131,17 +133,28 @@ impl Launch {
             bindings,
             extent: Extent::Rows,
             class: None,
+            products: Products::Floats,
             grid,
         })
     }
 
+    /// The shape that its tile depends on, where it has tiles.
+    pub fn shape(&self, few: bool) -> Option<Shape> {
+        let Grid::Tiles { outputs, .. } = self.grid else { return None };
+        let (kernel, products, weights) = (self.kernel.name, self.products, self.weights);
+        Some(Shape { kernel, products, weights, outputs, few })
+    }
+
     /// This launch for samples and for rows of class generated; for those of class prompt, in tiles by `tiled`, which
     /// has the same operands.
-    pub fn by_class(self, tiled: &'static Kernel, grid: Grid) -> Vec<Self> {
+    pub fn by_class(self, (tiled, products): (&'static Kernel, Products), grid: Grid) -> Vec<Self> {
         let generated = Self { class: Some(Class::Generated), ..self.clone() };
-        let prompt = Self { kernel: tiled, class: Some(Class::Prompt), grid, ..self };
+        let prompt = Self { kernel: tiled, class: Some(Class::Prompt), products, grid, ..self };
         let launches = [generated, prompt];
-        launches.into_iter().filter(|l| (l.extent, l.class) != (Extent::Samples, Some(Class::Prompt))).collect()
+        launches
+            .into_iter()
+            .filter(|l| (l.extent, l.class) != (Extent::Samples, Some(Class::Prompt)))
+            .collect()
     }
 }
 

@@ -6,7 +6,7 @@ use wattle_shaders::params;
 
 use super::device::Gpu;
 use super::launch::{Class, Constant, Grid, Launch, NEXT, SITE, stride};
-use super::tiles::{Tile, columns, tiles};
+use super::tiles::{Tile, columns};
 use crate::backend::validate::{self, StepLimits};
 use crate::backend::{Capacity, Step, Timing};
 use crate::error::Result;
@@ -17,28 +17,25 @@ type Place = (u64, Option<std::num::NonZeroU64>);
 
 /// A launch, ready to be dispatched.
 pub(super) struct Dispatch {
-    /// By ascending lines of a tile; one entry where the grid has no tiles.
-    pub pipelines: Vec<(Tile, wgpu::ComputePipeline)>,
+    /// Ascending: up to so many lines, this tile; one entry where the grid has no tiles.
+    pub pipelines: Vec<(u32, Tile, wgpu::ComputePipeline)>,
     pub bindings: wgpu::BindGroup,
-    pub extent: Extent,
-    pub class: Option<Class>,
-    pub grid: Grid,
+    pub launch: Launch,
 }
 
 impl Dispatch {
-    /// The pipeline and the workgroups for a step of so many chunks: the narrowest that takes all lines at once, else
-    /// the widest. Every one of them sums in the same order.
+    /// The pipeline and the workgroups for a step of so many chunks. Every pipeline sums in the same order.
     pub fn of(&self, step: &Step, chunks: u32) -> (&wgpu::ComputePipeline, u64) {
-        let all = validate::lines(self.extent, step);
-        let lines = match (self.class, self.extent) {
+        let all = validate::lines(self.launch.extent, step);
+        let lines = match (self.launch.class, self.launch.extent) {
             (None, _) | (Some(Class::Generated), Extent::Samples) => all,
             (Some(Class::Generated), Extent::Rows) => step.generated(),
             (Some(Class::Prompt), Extent::Samples) => 0,
             (Some(Class::Prompt), Extent::Rows) => all - step.generated(),
         };
-        let enough = self.pipelines.partition_point(|&(tile, _)| (tile.rows as usize) < lines);
-        let (tile, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
-        (pipeline, self.grid.workgroups(lines as u64, *tile, u64::from(chunks)))
+        let enough = self.pipelines.partition_point(|&(upto, _, _)| (upto as usize) < lines);
+        let (_, tile, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
+        (pipeline, self.launch.grid.workgroups(lines as u64, *tile, u64::from(chunks)))
     }
 }
 
@@ -131,13 +128,7 @@ pub(super) fn dispatches(
             layout: &gpu.pipelines.bindings(gpu, launch),
             entries: &entries,
         });
-        Dispatch {
-            pipelines: pipelines(gpu, launch, capacity),
-            bindings,
-            extent: launch.extent,
-            class: launch.class,
-            grid: launch.grid,
-        }
+        Dispatch { pipelines: pipelines(gpu, launch, capacity), bindings, launch: launch.clone() }
     };
     let all = launches.iter().zip(places).map(|(op, places)| op.iter().zip(places).map(dispatch).collect());
     let all = all.collect();
@@ -145,19 +136,29 @@ pub(super) fn dispatches(
     Ok(all)
 }
 
-fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(Tile, wgpu::ComputePipeline)> {
+/// The pipelines of a launch, as far as steps of this capacity use them: up to how many lines each is taken.
+pub(super) fn pipelines(
+    gpu: &Gpu,
+    launch: &Launch,
+    capacity: Capacity,
+) -> Vec<(u32, Tile, wgpu::ComputePipeline)> {
     let lines = match (launch.extent, launch.class) {
         // One row per sequence is generated in a step; more take several workgroups each.
         (Extent::Rows, Some(Class::Generated)) => capacity.sequences,
         (Extent::Rows, _) => capacity.rows,
         (Extent::Samples, _) => capacity.samples,
     };
-    let made = |(tile, constants): (Tile, Vec<Constant>)| {
-        (tile, gpu.pipelines.pipeline(gpu, launch, &constants))
+    let made = |upto: u32, tile: Tile, constants: &[Constant]| {
+        (upto, tile, gpu.pipelines.pipeline(gpu, launch, constants))
     };
-    match launch.grid {
-        Grid::Blocks { .. } => columns(lines).map(|tile| (tile, vec![("0", tile.rows)])).map(made).collect(),
-        Grid::Tiles { .. } => tiles(lines).map(|tile| (tile, tile.constants())).map(made).collect(),
-        _ => vec![made((Tile::ONE, launch.constants.clone()))],
+    match (launch.grid, launch.shape(false)) {
+        (_, Some(shape)) => {
+            let tiles = gpu.table().tiles(shape, lines);
+            tiles.into_iter().map(|(upto, tile)| made(upto, tile, &tile.constants())).collect()
+        }
+        (Grid::Blocks { .. }, _) => {
+            columns(lines).into_iter().map(|(upto, tile)| made(upto, tile, &[("0", tile.rows)])).collect()
+        }
+        _ => vec![made(u32::MAX, Tile::ONE, &launch.constants)],
     }
 }

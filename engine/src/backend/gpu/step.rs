@@ -151,12 +151,12 @@ impl GpuBackend {
         Ok(values)
     }
 
-    fn encoder(&self) -> wgpu::CommandEncoder {
+    pub(super) fn encoder(&self) -> wgpu::CommandEncoder {
         self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") })
     }
 
     /// Writes header, rows and samples.
-    fn write_step(&self, step: &Step) {
+    pub(super) fn write_step(&self, step: &Step) {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
         let header: [u32; STEP_HEADER] = [rows, samples, step.generated() as u32, self.chunks(step)];
@@ -208,7 +208,7 @@ impl GpuBackend {
     }
 
     /// So many workgroups (or a few more) as x, y, z under the limit per dimension.
-    fn fold(&self, groups: u64) -> Result<[u32; 3]> {
+    pub(super) fn fold(&self, groups: u64) -> Result<[u32; 3]> {
         let limit = u64::from(self.gpu.limits.workgroups);
         let x = groups.min(limit);
         let y = groups.div_ceil(x).min(limit);
