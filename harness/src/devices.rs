@@ -73,6 +73,8 @@ pub(crate) struct Gpu {
     /// Smallest and largest subgroup; `None` without subgroup operations.
     pub subgroups: Option<(u32, u32)>,
     pub f16: bool,
+    /// Whether it has cooperative matrices that wattle's kernels can use, once they passed a test on it.
+    pub cooperative: bool,
     /// Whether ops can be timed.
     pub timestamps: bool,
     /// The largest storage binding \[bytes\].
@@ -104,6 +106,7 @@ pub(crate) fn gpus() -> Vec<Gpu> {
         software: info.software,
         subgroups: info.subgroups,
         f16: info.f16,
+        cooperative: info.cooperative,
         timestamps: info.timestamps,
         max_binding: info.binding,
         max_buffer: info.buffer,

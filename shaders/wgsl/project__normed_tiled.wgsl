@@ -12,8 +12,7 @@ import package::shared::tile_inputs::x;
 import package::shared::tile_lora::{note_slots, slot_from, slot_of};
 import package::shared::tile_matrix::load_weights;
 
-// As in project__normed.wgsl.
-struct Params {
+struct Params { // as in project__normed.wgsl
     panels: Panels,
     k4: u32,
     used: u32,

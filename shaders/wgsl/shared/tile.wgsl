@@ -1,5 +1,6 @@
 // A tile of W x: OUTPUTS outputs of ROWS rows. Weights and inputs go through workgroup memory, 32 inputs at a time, and
-// a lane sums 4 outputs of LANE_ROWS rows. Each sum takes its inputs one after the other by fma, whatever the tile is.
+// a lane sums 4 outputs of LANE_ROWS rows. Each sum takes its inputs (in f32 one after the other by fma; see tile_int8.wgsl
+// and tile_coop.wgsl) in the same order whatever the tile is.
 
 import package::shared::dots::{fold, masked};
 import package::shared::lane::{Lane, group_index};
