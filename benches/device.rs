@@ -3,7 +3,7 @@
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions};
-use wattle_engine::backend::{self, Backend, Capacity, Limits};
+use wattle_engine::backend::{self, Backend, Capacity};
 use wattle_engine::{BackendChoice, EngineOptions, Precision};
 
 /// A kind of device.
@@ -39,7 +39,7 @@ impl Kind {
 /// Real GPUs only.
 fn options() -> GpuOptions {
     let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
-    GpuOptions { limits: Limits::default(), capacity, allow_software: false, device: None, checked: false }
+    GpuOptions::new(capacity)
 }
 
 /// The GPU, opened once: all benches share its pipelines.

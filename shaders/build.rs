@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-use wesl::{ModulePath, Wesl};
+use wesl::{CompileOptions, ModulePath, Wesl};
 
 /// In the order of `WeightType`: the dense ones, then those in panels.
 const TYPES: [&str; 5] = ["f32", "f16", "bf16", "nibbles", "bytes"];
@@ -17,40 +17,49 @@ fn main() -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir("wgsl")? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "wgsl") {
-            constant(&mut constants, &path)?;
+            constant(&mut constants, &path, "")?;
+            if fs::read_to_string(&path)?.contains("shared::tile") {
+                constant(&mut constants, &path, "int8")?;
+                constant(&mut constants, &path, "coop")?;
+            }
         }
     }
     fs::write(Path::new(&env::var("OUT_DIR")?).join("kernels.rs"), constants)?;
     Ok(())
 }
 
-fn constant(out: &mut String, path: &Path) -> Result<(), Box<dyn Error>> {
+/// How products are made in tiles: by f32 (""), by codes of 8 bits ("int8", of the quantized types alone), or by
+/// cooperative matrices ("coop", always with subgroups). The constant is `NAME_int8`, `NAME_coop`.
+fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn Error>> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or("a kernel's name is not UTF-8")?;
     let module: ModulePath = format!("package::{stem}").parse()?;
     let text = fs::read_to_string(path)?;
     // A kernel's text is the same for the types that it does not tell apart.
     let has = |module: &str| text.contains(&format!("shared::{module}"));
-    let types: &[&str] = match (has("panels") || has("matrix"), has("weights"), has("cache")) {
-        (true, ..) => &TYPES,
-        (_, true, _) => &["f32", "f16", "bf16"],
-        (.., true) => &["f32", "f16", "bytes"],
-        _ => &["f32"],
+    let types = match (has("panels") || has("matrix"), has("weights"), has("cache")) {
+        (true, ..) => TYPES[if products == "int8" { 3 } else { 0 }..].to_vec(),
+        (_, true, _) => TYPES[..3].to_vec(),
+        (.., true) => vec!["f32", "f16", "bytes"],
+        _ => vec!["f32"],
     };
-    writeln!(out, "pub(crate) const {stem}: [[&str; 5]; 2] = [")?;
+    let name = if products.is_empty() { stem.to_owned() } else { format!("{stem}_{products}") };
+    let extensions = if products == "coop" { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
+    writeln!(out, "pub(crate) const {name}: [[&str; 5]; 2] = [")?;
     for subgroups in [false, true] {
-        let mut texts = Vec::<String>::new();
-        for weights in TYPES {
-            if !types.contains(&weights) {
-                texts.push(texts[0].clone());
-                continue;
-            }
+        let mut texts = Vec::new();
+        for &weights in &types {
             let mut compiler = Wesl::new("wgsl");
-            compiler.set_features([("subgroups", subgroups)]);
+            // naga validates what comes out, in this crate's tests; wesl does not know all of WGSL.
+            compiler.set_options(CompileOptions { validate: false, ..CompileOptions::default() });
+            compiler.set_features([("subgroups", subgroups || products == "coop")]);
+            compiler.set_features(["int8", "coop"].map(|name| (name, name == products)));
             compiler.set_features(TYPES.map(|name| (name, name == weights)));
             let wgsl = compiler.compile(&module).map_err(|error| format!("{}: {error}", path.display()))?;
-            texts.push(wgsl.to_string());
+            texts.push(format!("{extensions}{wgsl}"));
         }
-        writeln!(out, "    {texts:?},")?;
+        let of_type = |name| types.iter().position(|other| *other == name).unwrap_or(0);
+        let all = TYPES.map(|name| texts.get(of_type(name)));
+        writeln!(out, "    {:?},", all.into_iter().flatten().collect::<Vec<_>>())?;
     }
     writeln!(out, "];")?;
     Ok(())

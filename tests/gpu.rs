@@ -7,23 +7,28 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, devices};
+use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, devices, tiles};
 use wattle_engine::backend::{Backend, Capacity, Limits, Step, Ticket};
 use wattle_engine::cache::PAGE;
 use wattle_engine::plan::{Op, OpKind};
-use wattle_engine::{Error, Result};
-use wattle_tests::{Act, Case, Failure, Make, kernels};
+use wattle_engine::{Error, Precision, Result};
+use wattle_tests::{Act, Case, Failure, Make, Rounded, kernels, rounded};
 
 fn options(limits: Limits, checked: bool) -> GpuOptions {
     let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
     let limits = Limits { guards: true, ..limits };
-    GpuOptions { limits, capacity, allow_software: true, device: None, checked }
+    GpuOptions { limits, allow_software: true, checked, ..GpuOptions::new(capacity) }
 }
 
 /// A backend with these limits, on any adapter; its siblings share the device and the pipelines.
 fn device(limits: Limits, checked: bool) -> Result<Option<GpuBackend>> {
+    opened(&options(limits, checked))
+}
+
+/// The same, with these options.
+fn opened(options: &GpuOptions) -> Result<Option<GpuBackend>> {
     let required = std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1");
-    match GpuBackend::new(&options(limits, checked)) {
+    match GpuBackend::new(options) {
         Err(error @ Error::Device { .. }) if !required => {
             println!("skipped: {error}");
             Ok(None)
@@ -104,6 +109,81 @@ fn kernels_are_their_twins() {
 fn rows_and_masks_are_exact() {
     let failures = every_case(|case, make| case.check_exact(make).map(|()| 0.0)).unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn fast_precision_of_prompts_keeps_its_bound_and_is_exact_in_rows_and_masks() {
+    for (variant, limits, checked) in variants() {
+        let fast = GpuOptions { precision: Precision::Fast, ..options(limits, checked) };
+        let limits = Limits { binding: limits.binding.max(1 << 17), ..fast.limits };
+        let Some(device) = opened(&GpuOptions { limits, ..fast }).unwrap() else { return };
+        let make = |case: &Case| -> Result<Box<dyn Backend>> { Ok(Box::new(device.sibling(case.capacity)?)) };
+        let check = |rounded: &Rounded| {
+            rounded.case().check_exact(&make)?;
+            rounded.check(&make)
+        };
+        let (shares, failures): (Vec<_>, Vec<_>) = rounded().iter().map(check).partition(Result::is_ok);
+        let failures: Vec<_> = failures.into_iter().filter_map(Result::err).map(|f| f.to_string()).collect();
+        assert!(failures.is_empty(), "{variant}: {}", failures.join("\n"));
+        let largest = shares.into_iter().filter_map(Result::ok).fold(0.0, f64::max);
+        println!("{variant}: at most {largest:.2} of the bound");
+    }
+}
+
+/// A case, and what a backend computes.
+type Computed = (Case, Vec<f32>);
+
+/// Cases of many prompt rows, on a backend with these options.
+fn many_rows(options: &GpuOptions) -> Result<Option<Vec<Computed>>> {
+    let Some(device) = opened(options)? else { return Ok(None) };
+    let cases = kernels().into_iter().filter(|(kernel, _)| ["project", "gate_up"].contains(kernel));
+    let cases = cases
+        .flat_map(|(_, cases)| cases())
+        .filter(|case| case.capacity.rows > 64 && !case.name.ends_with("generated"));
+    let run = |case: Case| {
+        let values = case.values(&|case| Ok(Box::new(device.sibling(case.capacity)?)))?;
+        Ok((case, values))
+    };
+    cases.map(run).collect::<Result<Vec<_>>>().map(Some)
+}
+
+#[test]
+fn no_tile_changes_a_bit() {
+    let all = options(Limits::default(), false);
+    let Some(expected) = many_rows(&all).unwrap() else { return };
+    assert!(expected.len() > 6);
+    for tile in tiles() {
+        let seen = many_rows(&GpuOptions { tile: Some(tile), ..all.clone() }).unwrap().unwrap();
+        for ((case, expected), (_, seen)) in expected.iter().zip(&seen) {
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert!(bits(expected) == bits(seen), "{} in {tile:?}", case.name);
+        }
+    }
+}
+
+#[test]
+fn what_was_measured_is_kept_and_changes_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tuning.json");
+    let with_file = GpuOptions { tuning: Some(file.clone()), ..options(Limits::default(), false) };
+    let Some(device) = opened(&with_file).unwrap() else { return };
+    let project = kernels().into_iter().find(|(kernel, _)| *kernel == "project").unwrap().1;
+    let case = project().into_iter().find(|case| case.capacity.rows > 64).unwrap();
+    let expected = case.values(&|case| Ok(Box::new(device.sibling(case.capacity)?))).unwrap();
+    let tuned = |expected_choices: usize| {
+        let mut backend = GpuBackend::new(&GpuOptions { capacity: case.capacity, ..with_file.clone() })?;
+        backend.prepare(&case.plan)?;
+        if backend.info().timestamps {
+            assert_eq!(backend.tune()?, expected_choices);
+        }
+        case.values(&|_| {
+            Ok(Box::new(GpuBackend::new(&GpuOptions { capacity: case.capacity, ..with_file.clone() })?))
+        })
+    };
+    // For few rows and for many.
+    assert!(tuned(2).unwrap() == expected);
+    assert_eq!(file.exists(), device.info().timestamps);
+    assert!(tuned(0).unwrap() == expected);
 }
 
 /// A case whose acts are all whole steps, and these steps.

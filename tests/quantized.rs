@@ -114,6 +114,25 @@ fn fast_precision_depends_on_neither_chunks_nor_threads_nor_neighbours() {
 }
 
 #[test]
+fn fast_prompts_on_a_gpu_depend_on_no_chunks_and_stay_close_to_exact() {
+    let gpu = options(BackendChoice::Gpu);
+    for (name, quant) in [("llama", Quant::Q4_0), ("gpt2-prefix", Quant::Q8_0), ("qwen3", Quant::Q4_1)] {
+        let run = |precision, rows| {
+            let options = EngineOptions { quant: Some(quant), precision, rows, ..gpu.clone() };
+            engine(&dir(name), options).map(|mut e| e.logits(&ids(name), &Lora::BASE).expect("logits"))
+        };
+        let (Some(exact), Some(fast)) = (run(Precision::Exact, 256), run(Precision::Fast, 256)) else {
+            return;
+        };
+        let error = error(&fast, &exact);
+        println!("{name} {quant:?}: {error:.1e}");
+        // As on the CPU, see below; kernels keep a derived bound (tests/gpu.rs).
+        assert!(error > 0.0 && error < 0.1, "{name} {quant:?}: {error:.1e}");
+        assert!(run(Precision::Fast, 3).as_ref() == Some(&fast), "{name} {quant:?} in chunks of 3");
+    }
+}
+
+#[test]
 fn fast_precision_stays_close_to_exact() {
     for (name, quant) in MODELS.into_iter().zip(Quant::ALL.into_iter().cycle()) {
         let exact = fast(name, quant, |options| options.precision = Precision::Exact);

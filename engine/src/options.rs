@@ -1,5 +1,6 @@
 //! How an engine is set up.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use wattle_kernels_cpu::cache::KvType;
@@ -92,6 +93,10 @@ pub struct EngineOptions {
     pub gate: Option<Arc<Gate>>,
     /// Whether ops are timed.
     pub timing: bool,
+    /// A file in which a GPU's measured choices are kept; `None` takes the defaults, which are good.
+    pub tuning: Option<PathBuf>,
+    /// Whether choices that were not measured yet are, when the engine is made. No choice changes a result.
+    pub autotune: bool,
     /// Artificial limits, for tests.
     pub limits: Limits,
     /// Validated shaders and bounds checks on the GPU, for tests.
@@ -116,6 +121,8 @@ impl Default for EngineOptions {
             adapters: AdapterRoom::default(),
             gate: None,
             timing: false,
+            tuning: None,
+            autotune: false,
             limits: Limits::default(),
             checked: false,
         }

@@ -100,6 +100,10 @@ impl Runtime {
         for (slot, factors) in slots.iter().enumerate() {
             runtime.set_slot(slot, factors.clone())?;
         }
+        if options.autotune {
+            let measured = runtime.backend.tune()?;
+            tracing::info!(measured, "tuned");
+        }
         Ok(runtime)
     }
 

@@ -58,6 +58,7 @@ impl Common {
             precision: self.precision(),
             kv: self.kv.map(KvType::from).unwrap_or_default(),
             threads: self.threads.map(usize::from),
+            tuning: tuning_file(),
             ..wattle_engine::EngineOptions::default()
         }
     }
@@ -83,6 +84,13 @@ impl Common {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(cores, usize::from)
     }
+}
+
+/// Where measured choices are kept: in the user's cache folder.
+fn tuning_file() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+    caches.map(|caches| caches.join("wattle/tuning.json"))
 }
 
 /// Shows an option's value as it is typed.

@@ -73,6 +73,8 @@ pub(crate) struct Gpu {
     /// Smallest and largest subgroup; `None` without subgroup operations.
     pub subgroups: Option<(u32, u32)>,
     pub f16: bool,
+    /// Whether it has cooperative matrices that wattle's kernels can use, once they passed a test on it.
+    pub cooperative: bool,
     /// Whether ops can be timed.
     pub timestamps: bool,
     /// The largest storage binding \[bytes\].
@@ -86,13 +88,11 @@ pub(crate) struct Gpu {
 /// What measures the limits of the GPU of this name; of the first one without a name.
 #[cfg(feature = "gpu")]
 pub(crate) fn ceilings(device: Option<&str>) -> wattle_engine::Result<wattle_engine::backend::gpu::Ceilings> {
+    use wattle_engine::backend::Capacity;
     use wattle_engine::backend::gpu::{Ceilings, GpuOptions};
-    use wattle_engine::backend::{Capacity, Limits};
     let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
     let device = device.map(str::to_owned);
-    let options =
-        GpuOptions { limits: Limits::default(), capacity, allow_software: true, device, checked: false };
-    Ceilings::open(&options)
+    Ceilings::open(&GpuOptions { allow_software: true, device, ..GpuOptions::new(capacity) })
 }
 
 /// All GPUs that were found; none in a build without the feature `gpu`.
@@ -106,6 +106,7 @@ pub(crate) fn gpus() -> Vec<Gpu> {
         software: info.software,
         subgroups: info.subgroups,
         f16: info.f16,
+        cooperative: info.cooperative,
         timestamps: info.timestamps,
         max_binding: info.binding,
         max_buffer: info.buffer,

@@ -22,14 +22,14 @@ impl Fresh {
         #[cfg(feature = "gpu")]
         let gpu = match options.backend {
             BackendChoice::Gpu => {
-                let EngineOptions { limits, checked, .. } = options;
+                let EngineOptions { limits, checked, precision, .. } = options;
                 let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
                 let options = backend::gpu::GpuOptions {
                     limits,
-                    capacity,
                     allow_software: true,
-                    device: None,
                     checked,
+                    precision,
+                    ..backend::gpu::GpuOptions::new(capacity)
                 };
                 Some(backend::gpu::GpuBackend::new(&options)?)
             }

@@ -51,6 +51,15 @@ macro_rules! kernels {
         pub static KERNELS: &[Kernel] = &[
             $(Kernel { name: stringify!($name), sources: &composed::$name }),+,
             Kernel { name: "project__normed", sources: &composed::project__normed },
+            Kernel { name: "project__tiled", sources: &composed::project__tiled },
+            Kernel { name: "project__tiled_int8", sources: &composed::project__tiled_int8 },
+            Kernel { name: "project__tiled_coop", sources: &composed::project__tiled_coop },
+            Kernel { name: "project__normed_tiled", sources: &composed::project__normed_tiled },
+            Kernel { name: "project__normed_tiled_int8", sources: &composed::project__normed_tiled_int8 },
+            Kernel { name: "project__normed_tiled_coop", sources: &composed::project__normed_tiled_coop },
+            Kernel { name: "gate_up__tiled", sources: &composed::gate_up__tiled },
+            Kernel { name: "gate_up__tiled_int8", sources: &composed::gate_up__tiled_int8 },
+            Kernel { name: "gate_up__tiled_coop", sources: &composed::gate_up__tiled_coop },
             Kernel { name: "attend__split", sources: &composed::attend__split },
             Kernel { name: "project__ordered", sources: &composed::project__ordered },
         ];

@@ -84,8 +84,8 @@ params! {
     }
 }
 
-/// Words before the first row of the step buffer: rows, samples, where the samples begin (in vec4u), the chunks that
-/// attention splits sequences into.
+/// Words before the first row of the step buffer: rows, samples, how many rows are of class generated (they come first),
+/// the chunks that attention splits sequences into.
 pub const STEP_HEADER: usize = 4;
 
 /// Positions of a chunk of attention: `CHUNK` in `chunks.wgsl`.

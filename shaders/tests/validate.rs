@@ -26,11 +26,13 @@ fn variants() -> Result<Vec<(&'static Kernel, bool, WeightType, Module)>, String
 }
 
 #[test]
-fn every_variant_is_valid_without_f16_and_subgroups_are_used_only_where_asked_for() {
+fn every_variant_is_valid_with_no_more_of_the_device_than_it_may_ask_for() {
     for (kernel, subgroups, weights, module) in variants().unwrap() {
         // unpack2x16float is part of core WGSL; naga lists it because OpenGL's dialects lack it.
         let mut asked = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-        asked.set(Capabilities::SUBGROUP, subgroups);
+        let cooperative = kernel.name.ends_with("_coop");
+        asked.set(Capabilities::SUBGROUP, subgroups || cooperative);
+        asked.set(Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX, cooperative);
         asked.set(Capabilities::MEMORY_DECORATION_COHERENT, kernel.name == "attend__split");
         let result = Validator::new(ValidationFlags::all(), asked).validate(&module);
         let text = kernel.wgsl(subgroups, weights);
@@ -60,13 +62,13 @@ fn no_kernel_needs_more_storage_buffers_than_every_device_has() {
 
 #[test]
 fn uniform_structs_are_as_large_as_their_rust_counterparts() {
-    let size = |kernel: &str| match kernel {
+    let size = |kernel: &str| match kernel.trim_end_matches("_int8").trim_end_matches("_coop") {
         "embed" => size_of::<params::Embed>(),
         "add_position" => size_of::<params::AddPosition>(),
         "norm" => size_of::<params::Norm>(),
-        "project__normed" => size_of::<params::ProjectNormed>(),
+        "project__normed" | "project__normed_tiled" => size_of::<params::ProjectNormed>(),
         "project__ordered" => size_of::<params::ProjectOrdered>(),
-        "project" => size_of::<params::Project>(),
+        "project" | "project__tiled" => size_of::<params::Project>(),
         "lora_down" => size_of::<params::LoraDown>(),
         "lora_embed" => size_of::<params::LoraEmbed>(),
         "lora_up" => size_of::<params::LoraUp>(),
@@ -80,7 +82,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "sample" => size_of::<params::Sample>(),
         "rope_kv" => size_of::<params::RopeKv>(),
         "gate" => size_of::<params::Gate>(),
-        "gate_up" => size_of::<params::GateUp>(),
+        "gate_up" | "gate_up__tiled" => size_of::<params::GateUp>(),
         other => panic!("{other} has no parameters here"),
     };
     for (kernel, _, _, module) in variants().unwrap() {

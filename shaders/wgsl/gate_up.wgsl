@@ -1,15 +1,15 @@
-// y = f(G x + b_g + B_g t) * (U x + b_u + B_u t).
+// y = f(G x + b_g + B_g t) * (U x + b_u + B_u t) for samples, and for rows of class generated.
 // t = A y of the site that is carried, one partial sum per workgroup's outputs.
 // Grid: one workgroup per 16 outputs and COLS rows of x; lanes split the inputs. Bound by reading G and U.
 
 import package::shared::carry::{Carried, carry, values};
 import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, WIDE, fold, masked, place, reduce, total};
 import package::shared::functions::activate;
+import package::shared::gated::{gate_weights, up_weights};
 import package::shared::lane::{Lane, group_index};
 import package::shared::lora::add_lora;
-import package::shared::step::{count, row_index, step_row};
-import package::shared::panels::{Panels, codes_at, decode, offsets_at, prepare, scales_at};
-import package::shared::weights::{Packed, unpack};
+import package::shared::step::{generated, row_index, step_row};
+import package::shared::panels::{Panels, prepare};
 
 struct Params {
     panels: Panels, // of quantized G and U
@@ -25,43 +25,9 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> gate: array<Packed>; // [rows, k4], or panels
-@group(1) @binding(2) var<storage, read> up: array<Packed>;   // [rows, k4]
-@group(1) @binding(3) var<storage, read> x: array<vec4f>;     // [n, k4]
+@group(1) @binding(2) var<storage, read> x: array<vec4f>;     // [n, k4]
 @group(1) @binding(4) var<storage, read> bias: array<f32>;    // [2, outputs]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>; // [n, stride]
-
-// Elements 4 i .. 4 i + 3 of four rows of G, as columns.
-@if(nibbles || bytes)
-fn gate_weights(block: u32, i: u32) -> mat4x4f {
-    let p = params.panels;
-    let scales = gate[scales_at(p, block, i)];
-    return decode(p, gate[codes_at(p, block, i)], scales, gate[offsets_at(p, block, i)], block, i);
-}
-
-@if(nibbles || bytes)
-fn up_weights(block: u32, i: u32) -> mat4x4f {
-    let p = params.panels;
-    let scales = up[scales_at(p, block, i)];
-    return decode(p, up[codes_at(p, block, i)], scales, up[offsets_at(p, block, i)], block, i);
-}
-
-@if(f32 || f16 || bf16)
-fn gate_weights(block: u32, i: u32) -> mat4x4f {
-    let at = places(block, i);
-    return transpose(mat4x4f(unpack(gate[at.x]), unpack(gate[at.y]), unpack(gate[at.z]), unpack(gate[at.w])));
-}
-
-@if(f32 || f16 || bf16)
-fn up_weights(block: u32, i: u32) -> mat4x4f {
-    let at = places(block, i);
-    return transpose(mat4x4f(unpack(up[at.x]), unpack(up[at.y]), unpack(up[at.z]), unpack(up[at.w])));
-}
-
-// Where the vec4s i of four weight rows lie.
-fn places(block: u32, i: u32) -> vec4u {
-    return min(vec4u(block * 4u) + vec4u(0u, 1u, 2u, 3u), vec4u(params.rows - 1u)) * params.k4 + i;
-}
 
 // One output from its sums.
 fn finish(g: f32, u: f32, output: u32, line: u32) -> f32 {
@@ -76,7 +42,7 @@ fn finish(g: f32, u: f32, output: u32, line: u32) -> f32 {
 
 @compute @workgroup_size(256)
 fn main(lane: Lane) {
-    let n = count(params.extent);
+    let n = generated(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = group_index(lane) % column_blocks * COLS;
     let begin = group_index(lane) / column_blocks * OUTPUTS;
@@ -89,8 +55,8 @@ fn main(lane: Lane) {
     var gate_acc: Sums;
     var up_acc: Sums;
     for (var i = place(lane) / 4u; i < params.k4; i += DEPTH) {
-        let g = gate_weights(block, i);
-        let u = up_weights(block, i);
+        let g = gate_weights(params.panels, params.rows, params.k4, block, i);
+        let u = up_weights(params.panels, params.rows, params.k4, block, i);
         let used = select(4u, params.used, i + 1u == params.k4);
         for (var c = 0u; c < COLS; c++) {
             let v = masked(x[min(column + c, n - 1u) * params.k4 + i], used);

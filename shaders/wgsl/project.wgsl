@@ -1,4 +1,4 @@
-// y = f(W x + b + B t) + r.
+// y = f(W x + b + B t) + r for samples, and for rows of class generated.
 // Grid: one workgroup per 16 outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
 
 import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, fold, masked, place, reduce, total};
@@ -8,7 +8,7 @@ import package::shared::lora::{add_lora, site};
 import package::shared::matrix::weights;
 import package::shared::panels::{Panels, prepare};
 import package::shared::partials::add_partials;
-import package::shared::step::{count, row_index, step_row};
+import package::shared::step::{generated, row_index, step_row};
 
 struct Params {
     panels: Panels, // of a quantized W
@@ -31,7 +31,7 @@ struct Params {
 
 @compute @workgroup_size(256)
 fn main(lane: Lane) {
-    let n = count(params.extent);
+    let n = generated(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = group_index(lane) % column_blocks * COLS;
     let begin = group_index(lane) / column_blocks * OUTPUTS;

@@ -1,4 +1,5 @@
-// y = W norm(x) + b, norm(x) = x / rms(x) * g: the squares are summed in the same pass over x, 1 / rms(x) applied after it.
+// y = W norm(x) + b for samples, and for rows of class generated; norm(x) = x / rms(x) * g: the squares are summed in
+// the same pass over x, 1 / rms(x) applied after it.
 // t = A norm(x) of the site that is carried, for rows that have LoRA there.
 // Grid: one workgroup per row and rank row of that site, then one per 16 outputs and COLS rows of x; lanes split the
 // inputs. Bound by reading W.
@@ -9,7 +10,7 @@ import package::shared::lane::{Lane, group_index};
 import package::shared::matrix::weights;
 import package::shared::panels::{Panels, prepare};
 import package::shared::reduce::sum;
-import package::shared::step::{count, lora_on, row_index, step_row};
+import package::shared::step::{generated, lora_on, row_index, step_row};
 
 struct Params {
     panels: Panels, // of a quantized W
@@ -73,7 +74,7 @@ fn rank_row(line: u32, output: u32, lane: Lane) {
 
 @compute @workgroup_size(256)
 fn main(lane: Lane) {
-    let n = count(params.extent);
+    let n = generated(params.extent);
     let index = group_index(lane);
     if index < n * params.carried {
         rank_row(index / params.carried, index % params.carried, lane);

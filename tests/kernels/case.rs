@@ -65,8 +65,10 @@ pub(crate) enum Seen {
 impl Case {
     /// A case with one act: all ops of the plan are run on `step`.
     pub fn new(name: impl Into<String>, plan: Plan, step: Step, import: Vec<(TensorId, Vec<f32>)>) -> Self {
+        let positions = step.rows.iter().map(|row| row.position as usize + 1);
+        let context = positions.fold(16, usize::max);
         let (rows, samples) = (step.rows.len(), step.samples.len().max(1));
-        let capacity = Capacity { sequences: 3, context: 16, pages: 4, rows, samples };
+        let capacity = Capacity { sequences: 3, context, pages: 3 * pages_for(context) + 1, rows, samples };
         let act = Act::Run { range: 0..plan.ops.len(), step, import };
         let (slots, kv) = (Vec::new(), Vec::new());
         let (name, plan) = (name.into(), Arc::new(plan));
@@ -108,6 +110,19 @@ impl Case {
         let reference = self.run(self.reference()).map_err(|error| failed(format!("reference: {error}")))?;
         let seen = self.run(make(self)).map_err(|error| failed(error.to_string()))?;
         compare(&reference, &seen, self.tolerance).map_err(failed)
+    }
+
+    /// All numbers that a backend answers to the case, poison as zeros.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn values(&self, make: Make) -> Result<Vec<f32>> {
+        let floats = |seen: Seen| match seen {
+            Seen::Floats(_, values) => values,
+            Seen::Drawn(_) => Vec::new(),
+        };
+        let values = self.run(make(self))?.into_iter().flat_map(floats);
+        Ok(values.map(|value| if value.is_nan() { 0.0 } else { value }).collect())
     }
 
     /// Everything that a backend answers to the case.

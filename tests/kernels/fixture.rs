@@ -12,8 +12,10 @@ use wattle_engine::model::{
 use wattle_engine::plan::{
     Carry, Extent, KvShape, KvType, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
 };
-use wattle_engine::{LayerMask, NO_INDEX, Row, Sample};
+use wattle_engine::{GENERATED, LayerMask, NO_INDEX, Row, Sample};
 use wattle_kernels_cpu::ColumnOrder;
+
+use crate::{Act, Case};
 
 /// The vocabulary of all cases' plans that do not choose another.
 pub const VOCAB: usize = 173;
@@ -200,6 +202,22 @@ pub fn greedy(index: usize, row: &Row) -> Sample {
     }
 }
 
+/// Every case, and once more with rows of class generated: only such rows, or some in front of those of a prompt.
+pub fn in_both_classes(cases: Vec<Case>) -> Vec<Case> {
+    let generated = |case: &Case| {
+        let mut case = Case { name: format!("{}, generated", case.name), ..case.clone() };
+        if let [Act::Run { step, .. }] = case.acts.as_mut_slice() {
+            let n = step.rows.len();
+            let generated = if n.is_multiple_of(3) { n } else { n - n / 3 };
+            step.rows[..generated].iter_mut().for_each(|row| row.flags |= GENERATED);
+            case.capacity.sequences = generated.max(case.capacity.sequences);
+        }
+        case
+    };
+    let more: Vec<_> = cases.iter().map(generated).collect();
+    cases.into_iter().chain(more).collect()
+}
+
 /// The layer of all cases' LoRA sites: its bit is in the second word of a mask.
 const LAYER: u32 = 37;
 
@@ -224,6 +242,11 @@ pub fn site_in_parts(cols: usize, outputs: &[usize], part: usize) -> Arc<Site> {
         capacity: LoraCapacity { slots: 4, rank: 6, outside: true },
         part,
     })
+}
+
+/// The site with room for other ranks.
+pub fn of_rank(site: &Site, rank: usize) -> Arc<Site> {
+    Arc::new(Site { capacity: LoraCapacity { rank, ..site.capacity }, ..site.clone() })
 }
 
 /// Slot 0 has the highest rank everywhere; slot 1 rank 1 to 3, and nothing for the second target; slot 2 is empty;

@@ -8,7 +8,8 @@ use wattle_engine::model::{Activation, Dtype, Format};
 use wattle_engine::plan::{Extent, GATE_UP_PART, GateUp, OpKind, Site, TensorId};
 
 use crate::fixture::{
-    Draft, QUANTIZED, Random, carrying, lora_rows, rows, shuffled, site, site_in_parts, slots, step, t_values,
+    Draft, QUANTIZED, Random, carrying, in_both_classes, lora_rows, rows, shuffled, site, site_in_parts,
+    slots, step, t_values,
 };
 use crate::{Act, Case};
 
@@ -49,7 +50,11 @@ pub fn cases() -> Vec<Case> {
     let ordered = [(0, 70, 33, 1, false), (5, 130, 40, 9, true)].map(|(i, inputs, outputs, n, lora)| {
         in_another_order(case(inputs, outputs, n, QUANTIZED[i], silu, lora))
     });
-    dense.into_iter().chain(quantized).chain(carried).chain(in_panels).chain(ordered).collect()
+    // More rows than a tile has.
+    let many = case(40, 70, 66, f32, silu, true);
+    let many = [carrying_case(many.clone(), 70), many];
+    let cases = dense.into_iter().chain(quantized).chain(carried).chain(in_panels);
+    in_both_classes(cases.chain(ordered).chain(many).collect())
 }
 
 /// With the columns of both matrices in another order than the inputs.

@@ -23,11 +23,13 @@ mod norm;
 mod project;
 mod rope;
 mod rope_kv;
+mod rounded;
 mod sample;
 mod select;
 
 pub use case::{Act, Case, Make};
 pub use compare::{Checked, Failure};
+pub use rounded::{Rounded, rounded};
 
 /// Makes [`kernels`] from the kernel list: a kernel without cases does not compile.
 macro_rules! kernels {

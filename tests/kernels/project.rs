@@ -8,8 +8,8 @@ use wattle_engine::plan::{Extent, Norm, OpKind, Project, Site, TensorId};
 
 use crate::Case;
 use crate::fixture::{
-    Draft, QUANTIZED, Random, VOCAB, carrying, lora_rows, rows, sampled_rows, shuffled, site, site_in_parts,
-    slots, step, t_values,
+    Draft, QUANTIZED, Random, VOCAB, carrying, in_both_classes, lora_rows, of_rank, rows, sampled_rows,
+    shuffled, site, site_in_parts, slots, step, t_values,
 };
 
 /// Measured on the CPU's f32 kernels: 1.8e-7 at most (sums of up to 1031 terms); other orders of summation may differ
@@ -54,7 +54,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend([(1, f32), (4, f16), (9, bf16)].map(|(n, dtype)| stacked(n, dtype)));
     cases.extend([(9, 3), (9, 1), (1, 1)].map(|(n, every)| head(n, every)));
     let parts = [(1, 65), (2, 10), (5, 3), (9, 4), (8, 1)];
-    cases.extend(parts.map(|(n, part)| in_parts(n, part)));
+    cases.extend(parts.map(|(n, part)| in_parts(n, part, 6)));
     let shapes = [(1, 1, 1), (3, 5, 2), (64, 65, 9), (173, 33, 4), (1031, 16, 8), (65, 128, 5)];
     cases.extend(shapes.map(|(inputs, outputs, n)| normed(inputs, outputs, n, f32)));
     cases.extend([(70, 40, 1, f16), (130, 21, 33, bf16)].map(|(i, o, n, dtype)| normed(i, o, n, dtype)));
@@ -62,7 +62,12 @@ pub fn cases() -> Vec<Case> {
     cases.extend(formats.map(|(i, format)| normed(64 + 7 * i, 16 + 5 * i, 1 + i, format)));
     let formats = [(0, 130, 17, 1), (1, 64, 33, 9), (5, 333, 16, 4)];
     cases.extend(formats.map(|(i, inputs, outputs, n)| ordered(inputs, outputs, n, QUANTIZED[i])));
-    cases
+    // More rows than a tile has.
+    cases.extend([open(65, 67, 66, f16), open(40, 130, 20, QUANTIZED[1]), with_all(70, None, true)]);
+    cases.extend([in_parts(67, 10, 6), stacked(65, QUANTIZED[2]), normed(70, 66, 69, f32)]);
+    // More ranks than are multiplied at a time.
+    cases.push(in_parts(18, 33, 70));
+    in_both_classes(cases)
 }
 
 /// A matrix whose columns are in another order than its inputs, with LoRA on what they are in x.
@@ -138,15 +143,23 @@ fn stacked(n: usize, format: impl Into<Format>) -> Case {
 }
 
 /// t in partial sums.
-fn in_parts(n: usize, part: usize) -> Case {
+fn in_parts(n: usize, part: usize, rank: usize) -> Case {
     let (inputs, outputs) = (65, 77);
     let random = &mut Random(n as u64);
-    let site = site_in_parts(inputs, &[outputs], part);
+    let site = of_rank(&site_in_parts(inputs, &[outputs], part), rank);
     let weight = random.matrix(outputs, inputs, Dtype::F32);
     let op = Project { lora: Some(Arc::clone(&site)), residual: true, ..project(weight) };
     let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &[inputs, site.t_len(), outputs], outputs);
     let residual = random.numbers(n * outputs, 1.0);
-    lora_case(format!("{n} rows, t in parts of {part}"), plan, &site, n, 1, vec![residual], random)
+    lora_case(
+        format!("{n} rows, t in parts of {part}, rank {rank}"),
+        plan,
+        &site,
+        n,
+        1,
+        vec![residual],
+        random,
+    )
 }
 
 /// An RMS norm first; rows have squares down to the size of ε, so that a wrong ε shows. Odd n carry A x.
@@ -163,7 +176,8 @@ fn normed(inputs: usize, outputs: usize, n: usize, format: impl Into<Format>) ->
     if n.is_multiple_of(2) {
         return finish(name, plan, step(rows(n, random), 0, 1), vec![x]);
     }
-    let site = site(inputs, &[7, 2, 3]);
+    // Of many rows, more rank rows than a tile has outputs.
+    let site = of_rank(&site(inputs, &[7, 2, 3]), if n > 64 { 40 } else { 6 });
     let (slots, step) = (slots(&site, random), step(lora_rows(n, random), 0, 1));
     Case { slots, ..finish(format!("{name}, carrying"), carrying(plan, &site), step, vec![x]) }
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use wattle_shaders::{Row, Sample, Sampled};
+use wattle_shaders::{GENERATED, Row, Sample, Sampled};
 
 pub use limits::Limits;
 pub use select::create;
@@ -25,10 +25,17 @@ use crate::plan::{Plan, TensorId};
 /// The rows of a step and which of them are sampled.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// One per token. Rows of one sequence have ascending positions.
+    /// One per token. Rows of one sequence have ascending positions; those of class generated come before prompts'.
     pub rows: Vec<Row>,
     /// At most one per row, with ascending `row`.
     pub samples: Vec<Sample>,
+}
+
+impl Step {
+    /// How many rows are of class generated.
+    pub fn generated(&self) -> usize {
+        self.rows.partition_point(|row| row.flags & GENERATED != 0)
+    }
 }
 
 /// What a backend reserves for a model. Sizes are checked by [`Backend::prepare`].
@@ -165,6 +172,12 @@ pub trait Backend: Send {
 
     /// What was timed since the last call: steps, and runs without taps.
     fn take_timings(&mut self) -> Vec<Timing>;
+
+    /// Measures what suits this device best among kernels that compute the same, for the prepared plans, unless it is
+    /// known already, and takes it from now on; how many choices were measured.
+    fn tune(&mut self) -> Result<usize> {
+        Ok(0)
+    }
 
     /// What was done so far.
     fn counters(&self) -> Counters;

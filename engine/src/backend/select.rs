@@ -33,9 +33,12 @@ fn cpu(options: &EngineOptions, capacity: Capacity) -> Result<Box<dyn Backend>> 
 
 #[cfg(feature = "gpu")]
 fn gpu(options: &EngineOptions, capacity: Capacity, allow_software: bool) -> Result<Box<dyn Backend>> {
-    let (limits, checked) = (options.limits, options.checked);
-    let options = super::gpu::GpuOptions { limits, capacity, allow_software, device: None, checked };
-    Ok(Box::new(super::gpu::GpuBackend::new(&options)?))
+    use super::gpu::{GpuBackend, GpuOptions};
+    let EngineOptions { limits, checked, precision, ref tuning, .. } = *options;
+    let tuning = tuning.clone();
+    let asked =
+        GpuOptions { limits, allow_software, checked, precision, tuning, ..GpuOptions::new(capacity) };
+    Ok(Box::new(GpuBackend::new(&asked)?))
 }
 
 #[cfg(not(feature = "gpu"))]

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use wattle_shaders::{FROM_STATE, LONG_ROPE, NO_INDEX};
+use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, NO_INDEX};
 
 use super::{Capacity, Doors, Step};
 use crate::adapter::Factors;
@@ -51,6 +51,7 @@ impl StepLimits {
         below("step.rows", step.rows.len(), rows + 1)?;
         below("step.samples", step.samples.len(), samples + 1)?;
         let mut last = HashMap::new();
+        let generated = step.generated();
         for (i, row) in step.rows.iter().enumerate() {
             let name = |field: &str| format!("step.rows[{i}].{field}");
             if row.flags & FROM_STATE == 0 {
@@ -60,6 +61,9 @@ impl StepLimits {
             below(name("sequence"), row.sequence as usize, sequences)?;
             if let (Some(slots), true) = (self.slots, row.slot != NO_INDEX) {
                 below(name("slot"), row.slot as usize, slots)?;
+            }
+            if i >= generated && row.flags & GENERATED != 0 {
+                return Err(Error::value(name("flags"), "GENERATED, behind a row of a prompt"));
             }
             if row.flags & LONG_ROPE != 0 && !self.long_rope {
                 return Err(Error::value(name("flags"), "LONG_ROPE, but the model has no long factors"));

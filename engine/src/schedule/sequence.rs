@@ -221,7 +221,12 @@ impl Sequence {
         !self.long && self.planned == self.limits.original_context
     }
 
-    /// Rows that can go into the next step, with at most `depth` draws under way.
+    /// Whether the next row is of class prompt.
+    pub fn in_prompt(&self) -> bool {
+        self.planned < self.prompt()
+    }
+
+    /// Rows that can go into the next step, of one class, with at most `depth` draws under way.
     pub fn rows_wanted(&mut self, depth: usize) -> usize {
         if self.waits_for_copy || self.waits_for_room {
             return 0;
@@ -234,7 +239,7 @@ impl Sequence {
         }
         let known = self.tokens.len() - self.planned.min(self.tokens.len());
         if known > 0 {
-            return known;
+            return if self.in_prompt() { known.min(self.prompt() - self.planned) } else { known };
         }
         // What follows the last token before a closing prompt is known as soon as that token is.
         let closes = self.closing_at() == Some(self.planned + 1);

@@ -39,7 +39,8 @@ impl Scheduler {
         Ok(!self.is_idle())
     }
 
-    /// The rows of the next step: draws first, so that nobody waits for a long prompt; then prompts, each its share.
+    /// The rows of the next step: every draw has one, so that nobody waits for a long prompt; then prompts have each its
+    /// share. Rows of class generated come first.
     fn rows(&mut self, host: &dyn Host) -> (Step, Vec<u64>) {
         let (capacity, depth) = (host.capacity(), host.depth());
         let (mut step, mut draws) = (Step::default(), Vec::new());
@@ -60,7 +61,9 @@ impl Scheduler {
         let wants: Vec<usize> = known.iter().map(|&(_, count)| count).collect();
         let shares = order::deal(capacity.rows - drawing.len(), &wants);
         let known = known.into_iter().zip(shares).map(|((index, _), share)| (index, share));
-        for (index, count) in drawing.into_iter().chain(known) {
+        let mut dealt: Vec<(usize, usize)> = drawing.into_iter().chain(known).collect();
+        dealt.sort_by_key(|&(index, _)| self.running[index].in_prompt());
+        for (index, count) in dealt {
             if count == 0 || step.samples.len() == capacity.samples {
                 continue;
             }

@@ -60,7 +60,8 @@ impl Devices {
             };
             let has = |there: bool, name: &str| format!("{}{name}", if there { "" } else { "no " });
             let (f16, timestamps) = (has(gpu.f16, "f16"), has(gpu.timestamps, "timestamps"));
-            writeln!(out, "     {subgroups}, {f16}, {timestamps}")?;
+            let cooperative = has(gpu.cooperative, "cooperative matrices");
+            writeln!(out, "     {subgroups}, {f16}, {cooperative}, {timestamps}")?;
             let (binding, buffer) = (Bytes(gpu.max_binding), Bytes(gpu.max_buffer));
             writeln!(
                 out,

@@ -1,7 +1,8 @@
 // The step as the host wrote it, bound by every kernel: how many rows and samples, then the rows, then the samples.
 // Both are 48 bytes, three vec4u (wattle_shaders::Row, wattle_shaders::Sample).
 
-// [0] = rows, samples, where the samples begin, chunks; [1 ..] rows; [step[0].z ..] samples; the page tables (cache.wgsl)
+// [0] = rows, samples, rows of class generated, which come first, chunks; [1 ..] rows; then samples; then the page tables
+// (cache.wgsl)
 @group(0) @binding(0) var<storage, read> step: array<vec4u>;
 
 struct Row {
@@ -27,6 +28,11 @@ fn count(extent: u32) -> u32 {
     return step[0][extent];
 }
 
+// How many of them are of class generated, as far as projections tell: all samples are.
+fn generated(extent: u32) -> u32 {
+    return select(step[0].z, step[0].y, extent == SAMPLES);
+}
+
 // Workgroups that a row's positions are split over, at least as many as its chunks; or 1.
 fn chunks() -> u32 {
     return step[0].w;
@@ -41,7 +47,7 @@ fn step_row(index: u32) -> Row {
 
 // Words 4 * part .. 4 * part + 4 of sample `index`.
 fn sample_words(index: u32, part: u32) -> vec4u {
-    return step[step[0].z + index * 3u + part];
+    return step[1u + (step[0].x + index) * 3u + part];
 }
 
 // The index of the step's row that line `line` of a tensor of this extent belongs to.

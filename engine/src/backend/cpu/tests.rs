@@ -133,6 +133,7 @@ fn wrong_steps_are_refused_by_name() {
         ("step.rows[0].sequence", wrong(&|s| s.rows[0].sequence = 3)),
         ("step.rows[3].slot", wrong(&|s| s.rows[3].slot = 2)),
         ("step.rows[5].flags", wrong(&|s| s.rows[5].flags = wattle_shaders::LONG_ROPE)),
+        ("step.rows[5].flags", wrong(&|s| s.rows[5].flags = wattle_shaders::GENERATED)),
         ("step.samples[1].row", wrong(&|s| s.samples[1].row = 8)),
         ("step.samples[1].row", wrong(&|s| s.samples[1].row = 3)),
         ("step.samples[0].sequence", wrong(&|s| s.samples[0].sequence = 0)),

@@ -169,6 +169,10 @@ impl Backend for GpuBackend {
         timings.filter(|timing| timing.launches > 0).map(taken).collect()
     }
 
+    fn tune(&mut self) -> Result<usize> {
+        self.tune_tiles()
+    }
+
     fn counters(&self) -> Counters {
         self.counters
     }

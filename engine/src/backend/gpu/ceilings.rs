@@ -28,7 +28,7 @@ impl Ceilings {
     /// # Errors
     /// As for [`super::GpuBackend::new`].
     pub fn open(options: &GpuOptions) -> Result<Self> {
-        Ok(Self { gpu: Gpu::open(options)? })
+        Ok(Self { gpu: Gpu::open(options, false)? })
     }
 
     /// What is known of the device.

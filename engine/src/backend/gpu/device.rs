@@ -1,12 +1,16 @@
 //! Adapters and the opened device. Every failure of a device becomes an [`Error::Device`].
 
 use std::cmp::Reverse;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use super::GpuOptions;
 use super::pipelines::Pipelines;
+use super::tiles::{Products, Table, cooperative_memory};
+use super::tuning;
 use crate::backend::Limits;
 use crate::error::{Error, Result};
+use crate::model::Format;
+use crate::options::Precision;
 
 /// An adapter, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub struct DeviceInfo {
     pub f16: bool,
     /// Whether workgroups of a launch see what others wrote.
     pub coherent: bool,
+    /// Whether it has cooperative matrices as wattle's kernels use them: 16 × 16 × 16, f16 to f32, subgroups of 32.
+    pub cooperative: bool,
     /// Whether ops can be timed.
     pub timestamps: bool,
     /// The largest storage binding \[bytes\].
@@ -48,6 +54,7 @@ impl DeviceInfo {
             subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
             coherent: features.contains(wgpu::Features::MEMORY_DECORATION_COHERENT),
+            cooperative: cooperative(adapter),
             timestamps: features.contains(TIMESTAMPS),
             binding: limits.max_storage_buffer_binding_size,
             buffer: limits.max_buffer_size,
@@ -65,6 +72,25 @@ const WORKGROUP_BYTES: u32 = 20 << 10;
 
 const TIMESTAMPS: wgpu::Features =
     wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES);
+
+/// Whether an adapter can run the cooperative kernels.
+fn cooperative(adapter: &wgpu::Adapter) -> bool {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let fits = |p: &wgpu::CooperativeMatrixProperties| {
+        let types = (p.ab_type, p.cr_type);
+        (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
+            && types == (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32)
+    };
+    adapter.features().contains(COOPERATIVE)
+        && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
+        && limits.max_compute_workgroup_storage_size >= cooperative_memory()
+        && adapter.cooperative_matrix_properties().iter().any(fits)
+}
+
+/// What cooperative kernels need.
+const COOPERATIVE: wgpu::Features = wgpu::Features::SHADER_F16
+    .union(wgpu::Features::SUBGROUP)
+    .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
 /// All adapters, real ones first, the most capable kind first.
 pub fn devices() -> Vec<DeviceInfo> {
@@ -125,14 +151,39 @@ pub(super) struct Gpu {
     pub limits: Limits,
     /// Shaders check their bounds.
     pub checked: bool,
+    /// Activations may be rounded.
+    fast: bool,
+    /// Cooperative kernels may run.
+    pub cooperative: bool,
+    table: Mutex<Table>,
+    /// A kernel, what of its text is changed, and to what.
+    #[cfg(test)]
+    pub change: Option<(&'static str, &'static str, &'static str)>,
     pub pipelines: Pipelines,
     /// See [`super::upload`].
     pub uploads: Mutex<wgpu::Buffer>,
     reported: Arc<Mutex<Reported>>,
 }
 
+/// Where what the device reports from now on is noted.
+fn reports(device: &wgpu::Device) -> Arc<Mutex<Reported>> {
+    let reported = Arc::new(Mutex::new(Reported::default()));
+    let on_error = Arc::clone(&reported);
+    device.on_uncaptured_error(Arc::new(move |error| {
+        lock(&on_error).error.get_or_insert(error.to_string());
+    }));
+    let on_loss = Arc::clone(&reported);
+    device.set_device_lost_callback(move |reason, message| {
+        // Dropping the device is reported as a loss, too; nobody is left to read it then.
+        *lock(&on_loss) = Reported { error: Some(format!("lost ({reason:?}): {message}")), lost: true };
+    });
+    reported
+}
+
 impl Gpu {
-    pub fn open(options: &GpuOptions) -> Result<Self> {
+    /// Opens the device that the options choose, with cooperative matrices (where it has them, and they are of use) or
+    /// without.
+    pub fn open(options: &GpuOptions, cooperative: bool) -> Result<Self> {
         let adapter = choose(options)?;
         let info = DeviceInfo::of(&adapter);
         let given = adapter.limits();
@@ -144,27 +195,27 @@ impl Gpu {
                 return Err(Error::device(&info.name, format!("{given} {what}, kernels need {needed}")));
             }
         }
-        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::MEMORY_DECORATION_COHERENT | TIMESTAMPS;
+        let asked = options.limits;
+        let fast = options.precision == Precision::Fast;
+        let cooperative = cooperative && fast && asked.f16 && asked.subgroups && info.cooperative;
+        let mut wanted = wgpu::Features::SUBGROUP | wgpu::Features::MEMORY_DECORATION_COHERENT | TIMESTAMPS;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if cooperative {
+            wanted |= COOPERATIVE;
+            // SAFETY: the kernels that use cooperative matrices are tested on the device before a plan runs them.
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wattle"),
             required_features: adapter.features() & wanted,
+            experimental_features,
             required_limits: given,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..wgpu::DeviceDescriptor::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|error| Error::device(&info.name, error))?;
-        let reported = Arc::new(Mutex::new(Reported::default()));
-        let on_error = Arc::clone(&reported);
-        device.on_uncaptured_error(Arc::new(move |error| {
-            lock(&on_error).error.get_or_insert(error.to_string());
-        }));
-        let on_loss = Arc::clone(&reported);
-        device.set_device_lost_callback(move |reason, message| {
-            // Dropping the device is reported as a loss, too; nobody is left to read it then.
-            *lock(&on_loss) = Reported { error: Some(format!("lost ({reason:?}): {message}")), lost: true };
-        });
-        let asked = options.limits;
+        let reported = reports(&device);
         let limits = Limits {
             binding: asked.binding.min(info.binding).min(info.buffer),
             workgroups: asked.workgroups.min(info.workgroups),
@@ -176,8 +227,34 @@ impl Gpu {
         };
         let pipelines = Pipelines::new(&device);
         let uploads = Mutex::new(super::upload::staging(&device));
-        let checked = options.checked;
-        Ok(Self { device, queue, info, limits, checked, pipelines, uploads, reported })
+        let memory = device.limits().max_compute_workgroup_storage_size;
+        let measured = options.tuning.as_deref().map(|file| tuning::read(file, &info)).unwrap_or_default();
+        let table = Mutex::new(Table { measured, forced: options.tile, memory });
+        Ok(Self {
+            device,
+            queue,
+            info,
+            limits,
+            checked: options.checked,
+            fast,
+            cooperative,
+            table,
+            #[cfg(test)]
+            change: None,
+            pipelines,
+            uploads,
+            reported,
+        })
+    }
+
+    /// How products are made with weights of this format, for rows of class prompt.
+    pub fn products(&self, format: Format) -> Products {
+        Products::of(format, self.fast, self.cooperative)
+    }
+
+    /// Which tiles projections run in.
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn error(&self, reason: impl ToString) -> Error {

@@ -4,6 +4,7 @@ use wattle_shaders::params::{self, function};
 use wattle_shaders::{Kernel, WeightType};
 
 use super::compile::Compiler;
+use super::tiles::{Products, Shape, Tile};
 use crate::error::Result;
 use crate::model::{Activation, Bits, Dtype, Format, PanelFormat};
 use crate::plan::Extent;
@@ -33,6 +34,16 @@ pub(super) enum Access {
     Write,
 }
 
+/// Which rows a launch is for: projections have other kernels for each class, so that a row's sums never depend on what
+/// else is in the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Rows of class generated, which come first; or all samples.
+    Generated,
+    /// Rows of class prompt; no samples.
+    Prompt,
+}
+
 /// A storage buffer of a launch.
 #[derive(Clone)]
 pub(super) struct Binding {
@@ -60,11 +71,14 @@ pub(super) enum Grid {
     Elements(u64),
     /// So many outputs per line, in blocks of `block` outputs and several lines; and `more` workgroups per line.
     Blocks { outputs: u64, block: u64, more: u64 },
+    /// So many outputs per line, in tiles; and for each of `slots` slots so many rank rows.
+    Tiles { outputs: u64, slots: u64, ranks: u64 },
 }
 
 impl Grid {
-    /// Workgroups for `lines` lines, with `columns` lines per workgroup, in a step of so many chunks.
-    pub fn workgroups(self, lines: u64, columns: u64, chunks: u64) -> u64 {
+    /// Workgroups for `lines` lines, with the lines (and outputs) of a tile per workgroup, in a step of so many chunks.
+    pub fn workgroups(self, lines: u64, tile: Tile, chunks: u64) -> u64 {
+        let columns = u64::from(tile.rows);
         match self {
             Self::Groups(groups) => lines * groups,
             Self::Chunks(groups) => lines * groups * chunks,
@@ -72,15 +86,20 @@ impl Grid {
             Self::Blocks { outputs, block, more } => {
                 outputs.div_ceil(block) * lines.div_ceil(columns) + more * lines
             }
+            Self::Tiles { outputs, slots, ranks } => {
+                let blocks = |outputs: u64| outputs.div_ceil(u64::from(tile.outputs));
+                (blocks(outputs) + slots * blocks(ranks)) * lines.div_ceil(columns)
+            }
         }
     }
 }
 
 /// One dispatch of an op.
+#[derive(Clone)]
 pub(super) struct Launch {
     pub kernel: &'static Kernel,
     pub weights: WeightType,
-    /// The kernel's `override`s: their ids and values. With [`Grid::Blocks`], id 0 is the columns.
+    /// The kernel's `override`s: their ids and values. With [`Grid::Blocks`] and [`Grid::Tiles`], they are the tile's.
     pub constants: Vec<Constant>,
     /// The bytes of binding 0.
     pub params: Vec<u8>,
@@ -89,6 +108,10 @@ pub(super) struct Launch {
     pub next: Option<params::Site>,
     pub bindings: Vec<Binding>,
     pub extent: Extent,
+    /// `None`: all lines.
+    pub class: Option<Class>,
+    /// In tiles, how their products are made.
+    pub products: Products,
     pub grid: Grid,
     /// Whether it writes to the step: a gate.
     pub closes: bool,
@@ -111,9 +134,30 @@ impl Launch {
             next: None,
             bindings,
             extent: Extent::Rows,
+            class: None,
+            products: Products::Floats,
             grid,
             closes: false,
         })
+    }
+
+    /// The shape that its tile depends on, where it has tiles.
+    pub fn shape(&self, few: bool) -> Option<Shape> {
+        let Grid::Tiles { outputs, .. } = self.grid else { return None };
+        let (kernel, products, weights) = (self.kernel.name, self.products, self.weights);
+        Some(Shape { kernel, products, weights, outputs, few })
+    }
+
+    /// This launch for samples and for rows of class generated; for those of class prompt, in tiles by `tiled`, which
+    /// has the same operands.
+    pub fn by_class(self, (tiled, products): (&'static Kernel, Products), grid: Grid) -> Vec<Self> {
+        let generated = Self { class: Some(Class::Generated), ..self.clone() };
+        let prompt = Self { kernel: tiled, class: Some(Class::Prompt), products, grid, ..self };
+        let launches = [generated, prompt];
+        launches
+            .into_iter()
+            .filter(|l| (l.extent, l.class) != (Extent::Samples, Some(Class::Prompt)))
+            .collect()
     }
 }
 

@@ -2,17 +2,23 @@
 
 use std::sync::Arc;
 
-use wattle_shaders::params;
+use wattle_shaders::{Kernel, params};
 
 use super::compile::Compiler;
 use super::launch::{
-    A_POOL, B_POOL, BLOCK, Binding, Grid, Launch, T, T_OUT, extent_code, function_code, k4, read, stride,
-    used, weight_type, write,
+    A_POOL, B_POOL, BLOCK, Binding, Class, Grid, Launch, T, T_OUT, extent_code, function_code, k4, read,
+    stride, used, weight_type, write,
 };
 use super::lora::Pool;
+use super::tiles::Products;
 use crate::error::{Error, Result};
 use crate::model::{Format, Matrix};
 use crate::plan::{GATE_UP_PART, GateUp, Norm, Project, Site};
+
+/// All launches, or the first error.
+fn collected(launches: impl Iterator<Item = Result<Vec<Launch>>>) -> Result<Vec<Launch>> {
+    Ok(launches.collect::<Result<Vec<_>>>()?.concat())
+}
 
 impl Compiler<'_> {
     pub fn embed(&mut self, table: &Matrix) -> Result<Vec<Launch>> {
@@ -56,6 +62,7 @@ impl Compiler<'_> {
         let device = self.weights.matrix(self.gpu, matrix)?;
         let bias = self.vectors(&[project.bias.as_deref()], matrix.rows)?;
         let (site, lora) = self.epilogue(project.lora.as_ref())?;
+        let tiled = self.tiled("project__tiled", matrix.format)?;
         let residual = self.op.inputs.len() - 1;
         let residual = if project.residual { self.input(residual) } else { self.nothing };
         let launch = |chunk: &super::weights::Chunk| {
@@ -78,9 +85,16 @@ impl Compiler<'_> {
             let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
-            Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
+            let launch = Launch { weights, extent: self.extent(), site: Some(site), ..launch };
+            Ok(launch.by_class(tiled, Grid::Tiles { outputs: chunk.rows as u64, slots: 0, ranks: 0 }))
         };
-        device.chunks.iter().map(launch).collect()
+        collected(device.chunks.iter().map(launch))
+    }
+
+    /// The tiled variant for weights of this format, and how it makes products.
+    fn tiled(&self, name: &str, format: Format) -> Result<(&'static Kernel, Products)> {
+        let products = self.gpu.products(format);
+        Ok((self.variant(&format!("{name}{}", products.suffix()))?, products))
     }
 
     /// Of a projection with a norm: the variant that sums the squares of x beside the products.
@@ -98,31 +112,47 @@ impl Compiler<'_> {
         let vectors = self.weights.values(self.gpu, "norm and bias", &vectors)?;
         let (next, carried) = self.carried()?;
         let kernel = self.variant("project__normed")?;
+        let tiled = self.tiled("project__normed_tiled", matrix.format)?;
+        let floats = (self.variant("project__normed_tiled")?, Products::Floats);
         let launch = |(index, chunk): (usize, &super::weights::Chunk)| {
             // Of several dispatches the first has the rank rows.
             let more = if index == 0 { next.parts * next.rank } else { 0 };
-            let params = params::ProjectNormed {
+            let params = |rows: usize, carried: u32| params::ProjectNormed {
                 panels: chunk.panels,
                 k4: k4(matrix.cols),
                 used: used(matrix.cols),
-                rows: chunk.rows as u32,
+                rows: rows as u32,
                 first: chunk.first as u32,
                 stride: stride(matrix.rows) as u32,
                 extent: extent_code(self.extent()),
                 biased: u32::from(bias.is_some()),
                 width: matrix.cols as u32,
-                carried: more,
+                carried,
                 eps: norm.eps,
             };
             let operands =
                 [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &vectors), write(5, self.output()?)];
             let bindings = operands.into_iter().chain(carried.clone()).collect();
             let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: u64::from(more) };
-            let launch = Launch::new(self, params, bindings, grid)?;
+            let launch = Launch::new(self, params(chunk.rows, more), bindings, grid)?;
             let weights = weight_type(matrix.format);
-            Ok(Launch { kernel, weights, extent: self.extent(), next: Some(next), ..launch })
+            let launch = Launch { kernel, weights, extent: self.extent(), next: Some(next), ..launch };
+            let (outputs, slots, ranks) = (chunk.rows as u64, u64::from(next.slots), u64::from(more));
+            if tiled.1 != Products::Codes || more == 0 {
+                return Ok(launch.by_class(tiled, Grid::Tiles { outputs, slots, ranks }));
+            }
+            // Factors are no codes: their products are made in f32, by a launch of their own.
+            let bytes = |params| bytemuck::bytes_of::<params::ProjectNormed>(&params).to_vec();
+            let own = Launch { params: bytes(params(0, more)), ..launch.clone() };
+            let own = own.by_class(floats, Grid::Tiles { outputs: 0, slots, ranks });
+            let mut launches = launch.by_class(tiled, Grid::Tiles { outputs, slots: 0, ranks: 0 });
+            for prompt in launches.iter_mut().filter(|launch| launch.class == Some(Class::Prompt)) {
+                prompt.params = bytes(params(chunk.rows, 0));
+            }
+            launches.extend(own.into_iter().filter(|launch| launch.class == Some(Class::Prompt)));
+            Ok(launches)
         };
-        device.chunks.iter().enumerate().map(launch).collect()
+        collected(device.chunks.iter().enumerate().map(launch))
     }
 
     pub fn gate_up(&mut self, op: &GateUp) -> Result<Vec<Launch>> {
@@ -135,6 +165,7 @@ impl Compiler<'_> {
         let bias = self.vectors(&[op.gate_bias.as_deref(), op.up_bias.as_deref()], matrix.rows)?;
         let (site, lora) = self.epilogue(op.lora.as_ref())?;
         let (next, carried) = self.carried()?;
+        let tiled = self.tiled("gate_up__tiled", matrix.format)?;
         let split = gate.chunks.iter().any(|chunk| !chunk.first.is_multiple_of(GATE_UP_PART));
         if next.parts > 0 && split {
             let reason = "its matrix is split within a partial sum: fuse without `carry`";
@@ -155,16 +186,18 @@ impl Compiler<'_> {
                 biased: u32::from(op.gate_bias.is_some() || op.up_bias.is_some()),
             };
             let operands =
-                [read(1, &gate.buffer), read(2, &up.buffer), read(3, self.input(0)), read(4, &bias)];
+                [read(1, &gate.buffer), read(2, self.input(0)), read(3, &up.buffer), read(4, &bias)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             bindings.extend(carried.clone());
             let grid = Grid::Blocks { outputs: gate.rows as u64, block: BLOCK, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
-            Ok(Launch { weights, extent: self.extent(), site: Some(site), next: Some(next), ..launch })
+            let (extent, site, next) = (self.extent(), Some(site), Some(next));
+            let launch = Launch { weights, extent, site, next, ..launch };
+            Ok(launch.by_class(tiled, Grid::Tiles { outputs: 2 * gate.rows as u64, slots: 0, ranks: 0 }))
         };
-        gate.chunks.iter().zip(&up.chunks).map(launch).collect()
+        collected(gate.chunks.iter().zip(&up.chunks).map(launch))
     }
 
     /// The site, t and B pool of a launch that adds B t itself; a site of no projections if there is no LoRA.

@@ -16,24 +16,30 @@ mod order;
 mod panels;
 mod pipelines;
 mod prepared;
+mod selftest;
 mod sequences;
 mod split;
 mod step;
+mod tiles;
 mod timing;
+mod tuning;
 mod upload;
 mod weights;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::pages::PageTables;
 use super::{Capacity, Counters, Limits, PlanHandle};
 use crate::error::{Error, Result};
+use crate::options::Precision;
 use crate::plan::{Plan, RopeTable};
 
 pub use ceilings::Ceilings;
 pub use device::{DeviceInfo, devices};
+pub use tiles::{Tile, tiles};
 
 use device::Gpu;
 use lora::Pools;
@@ -55,6 +61,28 @@ pub struct GpuOptions {
     pub device: Option<String>,
     /// For tests: shaders check their bounds, and workgroup memory is zeroed.
     pub checked: bool,
+    /// What activations of prompts may be rounded to.
+    pub precision: Precision,
+    /// Where measured choices are kept; `None` takes the defaults.
+    pub tuning: Option<PathBuf>,
+    /// For tests: the tile of all projections, of [`tiles`].
+    pub tile: Option<Tile>,
+}
+
+impl GpuOptions {
+    /// The first real GPU, in exact precision, with nothing measured.
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            limits: Limits::default(),
+            capacity,
+            allow_software: false,
+            device: None,
+            checked: false,
+            precision: Precision::Exact,
+            tuning: None,
+            tile: None,
+        }
+    }
 }
 
 /// Runs plans on a GPU.
@@ -89,6 +117,8 @@ pub struct GpuBackend {
     staging: Vec<wgpu::Buffer>,
     timing: bool,
     counters: Counters,
+    /// Where measured choices are kept.
+    tuning: Option<PathBuf>,
 }
 
 impl GpuBackend {
@@ -97,7 +127,11 @@ impl GpuBackend {
     /// # Errors
     /// [`Error::Device`] when there is no such adapter, or only a software one and it is not allowed.
     pub fn new(options: &GpuOptions) -> Result<Self> {
-        Self::on(Arc::new(Gpu::open(options)?), options.capacity)
+        let open = |cooperative| Self::on(Arc::new(Gpu::open(options, cooperative)?), options.capacity);
+        // A test that failed may have cost the device.
+        let tested = open(true).ok().filter(|backend| !backend.gpu.cooperative || backend.may_cooperate());
+        let backend = tested.map_or_else(|| open(false), Ok)?;
+        Ok(Self { tuning: options.tuning.clone(), ..backend })
     }
 
     /// Another backend on the same device, with the same limits and the pipelines that were made already.
@@ -145,6 +179,7 @@ impl GpuBackend {
             staging: Vec::new(),
             timing: false,
             counters: Counters::default(),
+            tuning: None,
         })
     }
 

@@ -1,5 +1,6 @@
 //! Shader modules, layouts and pipelines, made once per device and shared by all plans.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -112,11 +113,14 @@ fn entry(binding: u32, access: Access) -> wgpu::BindGroupLayoutEntry {
 }
 
 fn module(gpu: &Gpu, kernel: &Kernel, weights: WeightType) -> wgpu::ShaderModule {
-    let text = kernel.wgsl(gpu.limits.subgroups, weights);
-    let descriptor = wgpu::ShaderModuleDescriptor {
-        label: Some(kernel.name),
-        source: wgpu::ShaderSource::Wgsl(text.into()),
+    let text = Cow::Borrowed(kernel.wgsl(gpu.limits.subgroups, weights));
+    #[cfg(test)]
+    let text = match gpu.change {
+        Some((name, from, to)) if name == kernel.name => Cow::Owned(text.replace(from, to)),
+        _ => text,
     };
+    let descriptor =
+        wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(text) };
     if gpu.checked {
         return gpu.device.create_shader_module(descriptor);
     }

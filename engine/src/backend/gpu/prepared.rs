@@ -5,36 +5,37 @@ use std::sync::Arc;
 use wattle_shaders::params;
 
 use super::device::Gpu;
-use super::launch::{Grid, Launch, NEXT, SITE, stride};
-use crate::backend::validate::StepLimits;
-use crate::backend::{Capacity, Timing};
+use super::launch::{Class, Constant, Grid, Launch, NEXT, SITE, stride};
+use super::tiles::{Tile, columns};
+use crate::backend::validate::{self, StepLimits};
+use crate::backend::{Capacity, Step, Timing};
 use crate::error::Result;
 use crate::plan::{Extent, Plan, Tensor};
-
-/// The columns that a block of a projection may have; each has its own pipeline.
-const COLUMNS: [u32; 4] = [1, 2, 4, 8];
 
 /// Where the bytes of a uniform lie: offset and size.
 type Place = (u64, Option<std::num::NonZeroU64>);
 
 /// A launch, ready to be dispatched.
 pub(super) struct Dispatch {
-    /// Columns and pipeline; one entry with 1 where the grid has no columns.
-    pub pipelines: Vec<(u32, wgpu::ComputePipeline)>,
+    /// Ascending: up to so many lines, this tile; one entry where the grid has no tiles.
+    pub pipelines: Vec<(u32, Tile, wgpu::ComputePipeline)>,
     pub bindings: wgpu::BindGroup,
-    pub extent: Extent,
-    pub grid: Grid,
-    /// Whether it writes to the step.
-    pub closes: bool,
+    pub launch: Launch,
 }
 
 impl Dispatch {
-    /// The pipeline and the workgroups for `lines` lines in a step of so many chunks: the narrowest pipeline that takes
-    /// all of them at once, else the widest. Every one of them sums in the same order.
-    pub fn of(&self, lines: usize, chunks: u32) -> (&wgpu::ComputePipeline, u64) {
-        let enough = self.pipelines.partition_point(|&(columns, _)| (columns as usize) < lines);
-        let (columns, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
-        (pipeline, self.grid.workgroups(lines as u64, u64::from(*columns), u64::from(chunks)))
+    /// The pipeline and the workgroups for a step of so many chunks. Every pipeline sums in the same order.
+    pub fn of(&self, step: &Step, chunks: u32) -> (&wgpu::ComputePipeline, u64) {
+        let all = validate::lines(self.launch.extent, step);
+        let lines = match (self.launch.class, self.launch.extent) {
+            (None, _) | (Some(Class::Generated), Extent::Samples) => all,
+            (Some(Class::Generated), Extent::Rows) => step.generated(),
+            (Some(Class::Prompt), Extent::Samples) => 0,
+            (Some(Class::Prompt), Extent::Rows) => all - step.generated(),
+        };
+        let enough = self.pipelines.partition_point(|&(upto, _, _)| (upto as usize) < lines);
+        let (_, tile, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
+        (pipeline, self.launch.grid.workgroups(lines as u64, *tile, u64::from(chunks)))
     }
 }
 
@@ -127,13 +128,7 @@ pub(super) fn dispatches(
             layout: &gpu.pipelines.bindings(gpu, launch),
             entries: &entries,
         });
-        Dispatch {
-            pipelines: pipelines(gpu, launch, capacity),
-            bindings,
-            extent: launch.extent,
-            grid: launch.grid,
-            closes: launch.closes,
-        }
+        Dispatch { pipelines: pipelines(gpu, launch, capacity), bindings, launch: launch.clone() }
     };
     let all = launches.iter().zip(places).map(|(op, places)| op.iter().zip(places).map(dispatch).collect());
     let all = all.collect();
@@ -141,16 +136,29 @@ pub(super) fn dispatches(
     Ok(all)
 }
 
-fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(u32, wgpu::ComputePipeline)> {
-    let Grid::Blocks { .. } = launch.grid else {
-        return vec![(1, gpu.pipelines.pipeline(gpu, launch, &launch.constants))];
+/// The pipelines of a launch, as far as steps of this capacity use them: up to how many lines each is taken.
+pub(super) fn pipelines(
+    gpu: &Gpu,
+    launch: &Launch,
+    capacity: Capacity,
+) -> Vec<(u32, Tile, wgpu::ComputePipeline)> {
+    let lines = match (launch.extent, launch.class) {
+        // One row per sequence is generated in a step; more take several workgroups each.
+        (Extent::Rows, Some(Class::Generated)) => capacity.sequences,
+        (Extent::Rows, _) => capacity.rows,
+        (Extent::Samples, _) => capacity.samples,
     };
-    let lines = match launch.extent {
-        Extent::Rows => capacity.rows,
-        Extent::Samples => capacity.samples,
+    let made = |upto: u32, tile: Tile, constants: &[Constant]| {
+        (upto, tile, gpu.pipelines.pipeline(gpu, launch, constants))
     };
-    // Those that are wider than the largest step would never run.
-    let widest = COLUMNS.partition_point(|&columns| (columns as usize) < lines) + 1;
-    let columns = COLUMNS.iter().take(widest);
-    columns.map(|&columns| (columns, gpu.pipelines.pipeline(gpu, launch, &[("0", columns)]))).collect()
+    match (launch.grid, launch.shape(false)) {
+        (_, Some(shape)) => {
+            let tiles = gpu.table().tiles(shape, lines);
+            tiles.into_iter().map(|(upto, tile)| made(upto, tile, &tile.constants())).collect()
+        }
+        (Grid::Blocks { .. }, _) => {
+            columns(lines).into_iter().map(|(upto, tile)| made(upto, tile, &[("0", tile.rows)])).collect()
+        }
+        _ => vec![made(u32::MAX, Tile::ONE, &launch.constants)],
+    }
 }

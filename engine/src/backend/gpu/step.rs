@@ -154,16 +154,15 @@ impl GpuBackend {
         Ok(values)
     }
 
-    fn encoder(&self) -> wgpu::CommandEncoder {
+    pub(super) fn encoder(&self) -> wgpu::CommandEncoder {
         self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") })
     }
 
     /// Writes header, rows and samples, and the page tables if they changed.
-    fn write_step(&self, step: &Step) {
+    pub(super) fn write_step(&self, step: &Step) {
         let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
-        let samples_at = 1 + rows * (size_of::<Row>() / 16) as u32;
         let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
-        let header: [u32; STEP_HEADER] = [rows, samples, samples_at, self.chunks(step)];
+        let header: [u32; STEP_HEADER] = [rows, samples, step.generated() as u32, self.chunks(step)];
         bytes.extend_from_slice(bytemuck::cast_slice(&header));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
         bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
@@ -198,14 +197,14 @@ impl GpuBackend {
                 stamps.write(&mut pass, index);
             }
             for dispatch in op {
-                let (pipeline, groups) = dispatch.of(validate::lines(dispatch.extent, step), chunks);
+                let (pipeline, groups) = dispatch.of(step, chunks);
                 if groups == 0 {
                     continue;
                 }
                 let [x, y, z] = self.fold(groups)?;
                 pass.set_pipeline(pipeline);
-                if closes.replace(dispatch.closes) != Some(dispatch.closes) {
-                    pass.set_bind_group(0, &self.step_bindings[usize::from(dispatch.closes)], &[]);
+                if closes.replace(dispatch.launch.closes) != Some(dispatch.launch.closes) {
+                    pass.set_bind_group(0, &self.step_bindings[usize::from(dispatch.launch.closes)], &[]);
                 }
                 pass.set_bind_group(1, &dispatch.bindings, &[]);
                 pass.dispatch_workgroups(x, y, z);
@@ -219,7 +218,7 @@ impl GpuBackend {
     }
 
     /// So many workgroups (or a few more) as x, y, z under the limit per dimension.
-    fn fold(&self, groups: u64) -> Result<[u32; 3]> {
+    pub(super) fn fold(&self, groups: u64) -> Result<[u32; 3]> {
         let limit = u64::from(self.gpu.limits.workgroups);
         let x = groups.min(limit);
         let y = groups.div_ceil(x).min(limit);

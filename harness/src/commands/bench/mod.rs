@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use wattle_engine::EngineOptions;
 use wattle_engine::model::{Dtype, Model};
 
 use record::{Change, Line, Record, write_csv};
@@ -66,6 +67,9 @@ pub(crate) struct Args {
     /// Random weights (bf16) of a known model's shape instead of --model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
+    /// First measures which tiles suit this GPU best, unless that is known, and keeps it for all commands
+    #[arg(long)]
+    autotune: bool,
     /// How results are printed
     #[arg(short, value_enum, default_value_t)]
     output: Output,
@@ -167,7 +171,8 @@ fn open(args: &Args, common: &Common) -> Result<Runner> {
         limit: Duration::MAX,
     };
     let sequences = args.paths.iter().max().map_or(1, |&paths| paths as usize);
-    Runner::new(model, common.engine_options(), settings, sequences)
+    let options = EngineOptions { autotune: args.autotune, ..common.engine_options() };
+    Runner::new(model, options, settings, sequences)
 }
 
 /// The table for a reader.

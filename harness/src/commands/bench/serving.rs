@@ -51,9 +51,9 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let general = general(args);
     let progress = Progress::bar("bench", (general.len() + 2) * (args.repetitions as usize + 1));
     measure(&mut runner, general, args.repetitions, &progress, &mut lines)?;
-    for (targets, name) in [(Targets::QueryValue, "q and v"), (Targets::All, "all linear")] {
+    for targets in [Targets::QueryValue, Targets::All] {
         runner.set_targets(targets)?;
-        let adapted = vec![adapters(&mut runner, most, name)?];
+        let adapted = vec![adapters(&mut runner, most, targets)?];
         measure(&mut runner, adapted, args.repetitions, &progress, &mut lines)?;
     }
     drop(progress);
@@ -97,19 +97,22 @@ fn general(args: &Args) -> Vec<Measure<'_>> {
 }
 
 /// As many adapters as paths, beside one for all.
-fn adapters(runner: &mut Runner, paths: u32, targets: &str) -> Result<Measure<'static>> {
+fn adapters(runner: &mut Runner, paths: u32, targets: Targets) -> Result<Measure<'static>> {
     runner.adapters(paths)?;
     let bytes = |count| -> Result<f64> {
         let (plan, shape) = runner.decode_step(count, paths)?;
         let cost: OpCost = (0..plan.ops.len()).map(|op| plan.cost(op, &shape)).sum();
         Ok(cost.dram_bytes() as f64)
     };
-    // Speed is as one over bytes.
-    let bytes = bytes(1)? / bytes(paths)?;
+    // Speed is as one over bytes. The plan's are those of factors everywhere.
+    let (name, bytes) = match targets {
+        Targets::QueryValue => ("q and v", None),
+        Targets::All => ("all linear", Some(bytes(1)? / bytes(paths)?)),
+    };
     let test = move |adapters| Test { adapters, paths: Some(paths) };
     let ratio = move |runner: &mut Runner| Ok(runner.rate(&test(paths))? / runner.rate(&test(1))?);
-    let what = format!("{paths} adapters of {targets}, tokens/s of {paths} paths");
-    Ok((what, "one adapter's", Some(bytes), Box::new(ratio)))
+    let what = format!("{paths} adapters of {name}, tokens/s of {paths} paths");
+    Ok((what, "one adapter's", bytes, Box::new(ratio)))
 }
 
 /// Each measure in turn, after one round that is not counted.

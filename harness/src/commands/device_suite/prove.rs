@@ -7,7 +7,7 @@ use wattle_engine::backend::{Doors, PlanHandle, Step};
 use wattle_engine::cache::pages_for;
 use wattle_engine::model::Model;
 use wattle_engine::plan::{Plan, TensorId};
-use wattle_engine::{Engine, EngineOptions, GENERATED, LayerMask, Row, Sample};
+use wattle_engine::{Engine, EngineOptions, GENERATED, LayerMask, Precision, Row, Sample};
 
 use crate::commands::kernels::check_case;
 use crate::error::{Error, Result};
@@ -17,12 +17,13 @@ use crate::random_adapter::random_adapter;
 /// Cases of a kernel that a quick run checks.
 const QUICK_CASES: usize = 1;
 
-/// Checks the cases of all kernels: how many were checked, and how many there are.
+/// Checks the cases of all kernels, in exact precision and prompts in fast precision: how many were checked, and how many
+/// there are.
 ///
 /// # Errors
 /// [`Error::Failed`] that names the first case which is not its plain twin.
 pub(super) fn kernels(options: &EngineOptions, quick: bool) -> Result<[usize; 2]> {
-    let fresh = Fresh::open(options.clone())?;
+    let fresh = Fresh::open(EngineOptions { precision: Precision::Exact, ..options.clone() })?;
     let (mut checked, mut all) = (0, 0);
     for (kernel, cases) in wattle_tests::kernels() {
         let cases = cases();
@@ -31,6 +32,14 @@ pub(super) fn kernels(options: &EngineOptions, quick: bool) -> Result<[usize; 2]
             check_case(case, &fresh).map_err(|failure| Error::Failed(format!("{kernel}: {failure}")))?;
             checked += 1;
         }
+    }
+    let fast = Fresh::open(EngineOptions { precision: Precision::Fast, ..options.clone() })?;
+    let cases = wattle_tests::rounded();
+    all += cases.len();
+    for case in cases.iter().take(if quick { QUICK_CASES } else { usize::MAX }) {
+        let checked_case = case.check(&|case| fast.backend(case.capacity));
+        checked_case.map_err(|failure| Error::Failed(format!("fast precision: {failure}")))?;
+        checked += 1;
     }
     Ok([checked, all])
 }

@@ -1,0 +1,185 @@
+//! Cooperative kernels must get every kind of projection right on this device before a plan runs them: drivers have
+//! returned wrong sums (doubled ones, where the accumulator is carried through a loop).
+
+use std::sync::Arc;
+
+use wattle_shaders::Row;
+
+use super::GpuBackend;
+use crate::backend::{Backend, Capacity, Doors, Step};
+use crate::error::Result;
+use crate::model::{Activation, Matrix, NormKind, NormWeights};
+use crate::plan::{Extent, GateUp, KvShape, Norm, Op, OpKind, Plan, Project, Tensor, TensorId};
+
+/// Whole and partial tiles, several steps of inputs.
+const ROWS: usize = 70;
+const OUTPUTS: usize = 130;
+const INPUTS: usize = 100;
+
+/// Numbers in [-1, 1] that f16 holds, and whose products f32 sums without rounding: multiples of 1/64.
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        // Knuth's MMIX generator.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % 129) as f32 / 64.0 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// W x, exactly.
+fn products(w: &[f32], x: &[f32]) -> Vec<f32> {
+    let line = |x: &[f32]| -> Vec<f32> {
+        let dot = |row: &[f32]| row.iter().zip(x).map(|(w, x)| w * x).sum();
+        w.chunks_exact(INPUTS).map(dot).collect()
+    };
+    x.chunks_exact(INPUTS).flat_map(line).collect()
+}
+
+/// One projection of x to y.
+fn plan(kind: OpKind) -> Arc<Plan> {
+    let tensor = |name: &str, width| Tensor { name: name.into(), extent: Extent::Rows, width };
+    let inputs = vec![TensorId(0)];
+    Arc::new(Plan {
+        ops: vec![Op { name: "y".into(), kind, inputs, output: Some(TensorId(1)), carry: None }],
+        tensors: vec![tensor("x", INPUTS), tensor("y", OUTPUTS)],
+        kv: KvShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 4 },
+        rope: None,
+        vocab: 1,
+    })
+}
+
+/// A projection, what goes in, and what must come out to the last bit.
+struct Known {
+    kind: OpKind,
+    x: Vec<f32>,
+    y: Vec<f32>,
+}
+
+/// W x; W norm(x), x being ones of either sign, so that their norm is 1; and max(G x, 0) U x.
+fn known() -> Option<[Known; 3]> {
+    let (w, up, x) = (numbers(OUTPUTS * INPUTS, 1), numbers(OUTPUTS * INPUTS, 2), numbers(ROWS * INPUTS, 3));
+    let matrix = |values: &[f32]| Matrix::from_f32("test", OUTPUTS, INPUTS, values).map(Arc::new);
+    let project = |norm| -> Option<OpKind> {
+        let weight = matrix(&w)?;
+        Some(OpKind::Project(Project {
+            norm,
+            weight,
+            bias: None,
+            lora: None,
+            activation: None,
+            residual: false,
+        }))
+    };
+    let weights = NormWeights { weight: None, bias: None };
+    let norm = Norm { kind: NormKind::Rms, weights, eps: 0.0, groups: 1 };
+    let (gate, up_matrix, function) = (matrix(&w)?, matrix(&up)?, Activation::Relu);
+    let gated = GateUp { gate, gate_bias: None, up: up_matrix, up_bias: None, function, lora: None };
+    let signs: Vec<f32> = x.iter().map(|x| 1.0_f32.copysign(*x)).collect();
+    let (plain, normed) = (products(&w, &x), products(&w, &signs));
+    let both = plain.iter().zip(products(&up, &x)).map(|(g, u)| g.max(0.0) * u).collect();
+    Some([
+        Known { kind: project(Some(norm))?, x: signs, y: normed },
+        Known { kind: OpKind::GateUp(gated), x: x.clone(), y: both },
+        Known { kind: project(None)?, x, y: plain },
+    ])
+}
+
+impl GpuBackend {
+    /// Whether the device's cooperative kernels may run; if they are wrong, says so.
+    pub(super) fn may_cooperate(&self) -> bool {
+        let reason = match self.projects_rightly() {
+            Ok(true) => return true,
+            Ok(false) => "they compute wrong products".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(device = self.gpu.info.name, reason, "cooperative matrices are not used");
+        false
+    }
+
+    /// Whether prompts' projections are what they must be, as this device runs them.
+    fn projects_rightly(&self) -> Result<bool> {
+        let known = known().ok_or_else(|| self.gpu.error("the matrices of a test were not made"))?;
+        let capacity = Capacity { sequences: 1, context: ROWS, rows: ROWS, samples: 1 };
+        let mut backend = Self::on(Arc::clone(&self.gpu), capacity)?;
+        let rows = (0..ROWS as u32).map(|position| Row::prompt(0, position, 0)).collect();
+        let step = Step { rows, samples: Vec::new() };
+        for Known { kind, x, y } in known {
+            let handle = backend.prepare(&plan(kind))?;
+            let doors = Doors { range: 0..1, import: vec![(TensorId(0), x)], taps: vec![TensorId(1)] };
+            if backend.run(handle, &step, &doors)?.get(&TensorId(1)) != Some(&y) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::device::Gpu;
+    use super::super::{GpuOptions, tiles::Products};
+    use super::*;
+    use crate::error::Error;
+    use crate::model::{Dtype, Format};
+    use crate::options::Precision;
+    use wattle_shaders::{Kernel, WeightType};
+
+    /// A device on which a kernel's text is changed before it is compiled.
+    fn gpu(change: Option<(&'static str, &'static str, &'static str)>) -> Option<GpuBackend> {
+        let capacity = Capacity { sequences: 1, context: 1, rows: 1, samples: 1 };
+        let asked =
+            GpuOptions { allow_software: true, precision: Precision::Fast, ..GpuOptions::new(capacity) };
+        let required = std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1");
+        let mut gpu = match Gpu::open(&asked, true) {
+            Err(error @ Error::Device { .. }) if !required => {
+                println!("skipped: {error}");
+                return None;
+            }
+            other => other.unwrap(),
+        };
+        gpu.change = change;
+        Some(GpuBackend::on(Arc::new(gpu), capacity).unwrap())
+    }
+
+    #[test]
+    fn right_kernels_pass_and_each_broken_one_is_noticed() {
+        let Some(right) = gpu(None) else { return };
+        assert!(right.projects_rightly().unwrap() && right.may_cooperate());
+        let suffix = right.gpu.products(Format::Dense(Dtype::F32)).suffix();
+        let names = ["project__tiled", "project__normed_tiled", "gate_up__tiled"];
+        let doubled = [("= acc[i][e]", "= 2.0 * acc[i][e]"), ("= (*acc)[i][e]", "= 2.0 * (*acc)[i][e]")];
+        let summed = [("* u[e]", "+ u[e]")];
+        for (name, (from, to)) in names.into_iter().zip(doubled.into_iter().chain(summed)) {
+            let kernels = ["", "_int8", "_coop"].map(|end| Kernel::named(&format!("{name}{end}")));
+            let kernel = kernels.into_iter().flatten().find(|k| k.name == format!("{name}{suffix}")).unwrap();
+            assert!(kernel.wgsl(true, WeightType::F32).contains(from), "{name}");
+            let Some(broken) = gpu(Some((kernel.name, from, to))) else { return };
+            assert!(!broken.projects_rightly().unwrap() && !broken.may_cooperate(), "{name}");
+        }
+    }
+
+    #[test]
+    fn kernels_that_a_device_cannot_compile_are_refused() {
+        let Some(backend) = gpu(Some(("project__tiled", "fn main(", "fn main(("))) else { return };
+        if backend.gpu.products(Format::Dense(Dtype::F32)) == Products::Floats {
+            assert!(backend.projects_rightly().is_err());
+            assert!(!backend.may_cooperate());
+        }
+    }
+
+    #[test]
+    fn the_test_is_exact() {
+        let (w, x) = (numbers(OUTPUTS * INPUTS, 1), numbers(ROWS * INPUTS, 2));
+        let sums = products(&w, &x);
+        let exact = |line: usize, output: usize| -> f64 {
+            let terms =
+                (0..INPUTS).map(|i| f64::from(w[output * INPUTS + i]) * f64::from(x[line * INPUTS + i]));
+            terms.sum()
+        };
+        for (index, &sum) in sums.iter().enumerate() {
+            assert_eq!(f64::from(sum), exact(index / OUTPUTS, index % OUTPUTS));
+        }
+        assert!(w.iter().chain(&x).all(|&v| half::f16::from_f32(v).to_f32() == v));
+    }
+}

@@ -1,0 +1,238 @@
+//! How projections run for rows of class prompt: format → arithmetic, and shape → tile. Decisions only.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use wattle_shaders::WeightType;
+
+use super::launch::Constant;
+use crate::model::{Format, Offset};
+
+/// How the products of a tile are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Products {
+    /// In f32.
+    Floats,
+    /// In 8 bits, sums of 32 in integers.
+    Codes,
+    /// By cooperative matrices: in f16, sums in f32.
+    Matrices,
+}
+
+impl Products {
+    /// What is done with weights of this format, in fast precision or not, where cooperative matrices work or not.
+    pub fn of(format: Format, fast: bool, cooperative: bool) -> Self {
+        match format {
+            _ if !fast => Self::Floats,
+            _ if cooperative => Self::Matrices,
+            Format::Panels(panels) if panels.offset != Offset::NormalFloat => Self::Codes,
+            _ => Self::Floats,
+        }
+    }
+
+    /// How the kernels' names end.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Floats => "",
+            Self::Codes => "_int8",
+            Self::Matrices => "_coop",
+        }
+    }
+}
+
+/// What a workgroup of a projection computes. Whatever the tile, every sum is made in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tile {
+    /// Lines.
+    pub rows: u32,
+    /// Outputs.
+    pub outputs: u32,
+    /// Lines of an invocation, which has four outputs.
+    pub lane_rows: u32,
+}
+
+/// Steps of so many prompt lines or fewer are *few*.
+pub(super) const FEW: u32 = 16;
+
+/// Outputs from which on the large tile makes enough workgroups of a chunk of a prompt.
+const WIDE: u32 = 2048;
+
+/// The tile of cooperative matrices.
+const SQUARE: Tile = Tile::new(64, 64, 8);
+
+/// Bytes of workgroup memory that a device needs for the cooperative kernels.
+pub(super) fn cooperative_memory() -> u32 {
+    SQUARE.memory(Products::Matrices)
+}
+
+/// The tiles for few lines: many workgroups, each with little to do.
+const FOR_FEW: [Tile; 3] = [Tile::new(16, 32, 4), Tile::new(16, 64, 4), Tile::new(8, 64, 2)];
+
+/// The tiles for many lines: what is read is used as often as the tile is wide.
+const FOR_MANY: [Tile; 4] = [SQUARE, Tile::new(32, 32, 4), Tile::new(32, 64, 8), Tile::new(64, 128, 8)];
+
+impl Tile {
+    /// Of kernels that know no tiles.
+    pub(super) const ONE: Self = Self::new(1, 1, 1);
+
+    const fn new(rows: u32, outputs: u32, lane_rows: u32) -> Self {
+        Self { rows, outputs, lane_rows }
+    }
+
+    /// The `override`s in tile.wgsl.
+    pub(super) fn constants(self) -> Vec<Constant> {
+        vec![("0", self.rows), ("1", self.outputs), ("2", self.lane_rows)]
+    }
+
+    /// Bytes of workgroup memory, at most, of kernels that end in this suffix.
+    fn memory(self, products: Products) -> u32 {
+        let floats = self.outputs * 128 + self.rows * (144 + 16) + 64;
+        match products {
+            Products::Floats => floats,
+            Products::Codes => floats + self.outputs * 40 + self.rows * 44,
+            Products::Matrices => floats + 4096 * 4 + (2304 + 2560) * 2,
+        }
+    }
+}
+
+/// A projection, as far as its tile depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    pub products: Products,
+    pub weights: WeightType,
+    pub outputs: u64,
+    /// Whether steps have [`FEW`] lines.
+    pub few: bool,
+}
+
+impl Shape {
+    /// How a table names it.
+    pub fn key(&self) -> String {
+        let lines = if self.few { "few" } else { "many" };
+        format!("{} {:?} {} {lines}", self.kernel, self.weights, self.outputs)
+    }
+
+    /// The tiles that may be chosen on a device with so many bytes of workgroup memory; the default is the first.
+    pub fn candidates(&self, memory: u32) -> Vec<Tile> {
+        let mut tiles = match self.products {
+            Products::Matrices => vec![SQUARE],
+            _ if self.few => FOR_FEW.to_vec(),
+            _ => FOR_MANY.to_vec(),
+        };
+        if tiles.len() > 1 && !self.few && self.outputs < u64::from(WIDE) {
+            tiles.swap(0, 1);
+        }
+        tiles.retain(|tile| tile.memory(self.products) <= memory);
+        tiles
+    }
+}
+
+/// What a device takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    /// What was measured to be best, by [`Shape::key`].
+    pub measured: BTreeMap<String, Tile>,
+    /// For tests: taken for all shapes.
+    pub forced: Option<Tile>,
+    /// Bytes of workgroup memory.
+    pub memory: u32,
+}
+
+impl Table {
+    /// The tile of a shape: the measured one, as long as it is a candidate.
+    pub fn tile(&self, shape: &Shape) -> Tile {
+        let candidates = shape.candidates(self.memory);
+        if let Some(forced) = self.forced.filter(|_| shape.products != Products::Matrices) {
+            return forced;
+        }
+        let known = self.measured.get(&shape.key()).filter(|tile| candidates.contains(tile));
+        // The smallest fits the 16 KiB that every device has.
+        *known.or(candidates.first()).unwrap_or(&FOR_FEW[0])
+    }
+
+    /// The tiles of a projection in steps of at most `lines` lines: up to how many lines each is taken.
+    pub fn tiles(&self, shape: Shape, lines: usize) -> Vec<(u32, Tile)> {
+        let of = |few| self.tile(&Shape { few, ..shape });
+        let all = [(FEW, of(true)), (u32::MAX, of(false))];
+        all.into_iter().take(if lines > FEW as usize { 2 } else { 1 }).collect()
+    }
+}
+
+/// All tiles that projections of rows of class prompt may run in.
+pub fn tiles() -> Vec<Tile> {
+    FOR_FEW.into_iter().chain(FOR_MANY).collect()
+}
+
+/// The columns that a matrix-vector kernel may have, as far as steps of `lines` lines use them.
+pub(super) fn columns(lines: usize) -> Vec<(u32, Tile)> {
+    let widths = [1, 2, 4, 8];
+    // Those that are wider than the largest step would never run.
+    let widest = widths.partition_point(|&columns| (columns as usize) < lines) + 1;
+    widths.into_iter().take(widest).map(|rows| (rows, Tile { rows, ..Tile::ONE })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Dtype, PanelFormat, Q4_0};
+
+    const KIB_32: Table = Table { measured: BTreeMap::new(), forced: None, memory: 32 << 10 };
+
+    fn shape(outputs: u64, few: bool) -> Shape {
+        let (kernel, products) = ("project__tiled", Products::Floats);
+        Shape { kernel, products, weights: WeightType::Nibbles, outputs, few }
+    }
+
+    #[test]
+    fn every_candidate_is_one_that_the_kernels_can_run() {
+        for tile in FOR_FEW.into_iter().chain(FOR_MANY) {
+            assert!(tile.rows.is_multiple_of(tile.lane_rows) && tile.lane_rows <= 8, "{tile:?}");
+            // Half of a gated MLP's outputs are whole partial sums.
+            assert!(tile.outputs.is_multiple_of(32) && tile.rows <= 64, "{tile:?}");
+            // Eight lanes share a row; every device runs 256.
+            let lanes = tile.outputs / 4 * (tile.rows / tile.lane_rows);
+            assert!(lanes.is_multiple_of(8) && (32..=256).contains(&lanes), "{tile:?}");
+            assert!(tile.memory(Products::Floats) <= 32 << 10, "{tile:?}");
+        }
+    }
+
+    #[test]
+    fn narrow_projections_get_smaller_tiles() {
+        let table = KIB_32;
+        assert_eq!(table.tiles(shape(896, false), 256), [(FEW, FOR_FEW[0]), (u32::MAX, FOR_MANY[1])]);
+        assert_eq!(table.tiles(shape(4096, false), 256), [(FEW, FOR_FEW[0]), (u32::MAX, FOR_MANY[0])]);
+        assert_eq!(table.tiles(shape(4096, false), 16), [(FEW, FOR_FEW[0])]);
+    }
+
+    #[test]
+    fn what_was_measured_is_taken_unless_it_is_no_candidate() {
+        let (wide, few) = (shape(4096, false), shape(4096, true));
+        let odd = Tile::new(1024, 7, 3);
+        let measured = [(wide.key(), FOR_MANY[2]), (few.key(), odd)].into();
+        let table = Table { measured, ..KIB_32 };
+        assert_eq!((table.tile(&wide), table.tile(&few)), (FOR_MANY[2], FOR_FEW[0]));
+        assert_eq!(table.tile(&shape(896, false)), FOR_MANY[1], "another shape");
+        let small = Table { memory: 16 << 10, ..table };
+        assert!(small.tile(&wide).memory(Products::Floats) <= 16 << 10, "{:?}", small.tile(&wide));
+    }
+
+    #[test]
+    fn only_fast_precision_rounds_and_only_what_can_be_rounded() {
+        let nf4 = PanelFormat { offset: Offset::NormalFloat, ..Q4_0 };
+        let (q4_0, nf4, f16) = (Format::Panels(Q4_0), Format::Panels(nf4), Format::Dense(Dtype::F16));
+        for format in [q4_0, nf4, f16] {
+            assert_eq!(Products::of(format, false, true), Products::Floats);
+            assert_eq!(Products::of(format, true, true), Products::Matrices);
+        }
+        let without = [q4_0, nf4, f16].map(|format| Products::of(format, true, false));
+        assert_eq!(without, [Products::Codes, Products::Floats, Products::Floats]);
+    }
+
+    #[test]
+    fn columns_are_no_wider_than_steps_need() {
+        let widths = |lines| columns(lines).into_iter().map(|(upto, _)| upto).collect::<Vec<_>>();
+        assert_eq!((widths(1), widths(3), widths(100)), (vec![1], vec![1, 2, 4], vec![1, 2, 4, 8]));
+    }
+}
