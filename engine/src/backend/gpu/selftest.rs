@@ -7,9 +7,10 @@ use wattle_shaders::Row;
 
 use super::GpuBackend;
 use crate::backend::{Backend, Capacity, Doors, Step};
+use crate::cache::pages_for;
 use crate::error::Result;
 use crate::model::{Activation, Matrix, NormKind, NormWeights};
-use crate::plan::{Extent, GateUp, KvShape, Norm, Op, OpKind, Plan, Project, Tensor, TensorId};
+use crate::plan::{Extent, GateUp, KvShape, KvType, Norm, Op, OpKind, Plan, Project, Tensor, TensorId};
 
 /// Whole and partial tiles, several steps of inputs.
 const ROWS: usize = 70;
@@ -43,7 +44,7 @@ fn plan(kind: OpKind) -> Arc<Plan> {
     Arc::new(Plan {
         ops: vec![Op { name: "y".into(), kind, inputs, output: Some(TensorId(1)), carry: None }],
         tensors: vec![tensor("x", INPUTS), tensor("y", OUTPUTS)],
-        kv: KvShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 4 },
+        kv: KvShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 4, store: KvType::F32 },
         rope: None,
         vocab: 1,
     })
@@ -100,7 +101,8 @@ impl GpuBackend {
     /// Whether prompts' projections are what they must be, as this device runs them.
     fn projects_rightly(&self) -> Result<bool> {
         let known = known().ok_or_else(|| self.gpu.error("the matrices of a test were not made"))?;
-        let capacity = Capacity { sequences: 1, context: ROWS, rows: ROWS, samples: 1 };
+        let capacity =
+            Capacity { sequences: 1, context: ROWS, pages: pages_for(ROWS), rows: ROWS, samples: 1 };
         let mut backend = Self::on(Arc::clone(&self.gpu), capacity)?;
         let rows = (0..ROWS as u32).map(|position| Row::prompt(0, position, 0)).collect();
         let step = Step { rows, samples: Vec::new() };
@@ -127,7 +129,7 @@ mod tests {
 
     /// A device on which a kernel's text is changed before it is compiled.
     fn gpu(change: Option<(&'static str, &'static str, &'static str)>) -> Option<GpuBackend> {
-        let capacity = Capacity { sequences: 1, context: 1, rows: 1, samples: 1 };
+        let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
         let asked =
             GpuOptions { allow_software: true, precision: Precision::Fast, ..GpuOptions::new(capacity) };
         let required = std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1");

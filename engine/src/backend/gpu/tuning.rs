@@ -164,7 +164,7 @@ impl GpuBackend {
         let mut encoder = self.encoder();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_pipeline(&pipeline);
-        pass.set_bind_group(0, &self.step_bindings, &[]);
+        pass.set_bind_group(0, &self.step_bindings[0], &[]);
         pass.set_bind_group(1, &dispatch.bindings, &[]);
         for run in 0..RUNS {
             stamps.write(&mut pass, run);
