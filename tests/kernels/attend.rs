@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wattle_engine::Row;
 use wattle_engine::backend::Step;
-use wattle_engine::cache::PAGE;
+use wattle_engine::cache::{PAGE, pages_for};
 use wattle_engine::plan::{Attend, Extent, KvShape, KvType, OpKind, TensorId};
 
 use crate::fixture::{Draft, Random, carrying, lora_rows, site_in_parts, slots, step};
@@ -79,7 +79,10 @@ fn sharing(name: &str, shape: KvShape, rows: &[(u32, u32)], window: Option<u32>)
         }
     }
     let kv = kv.into_iter().zip(0..).map(|(kv, sequence)| (1, sequence, kv)).collect();
-    Case { kv, tables: Some(vec![vec![7, 2, 4], vec![7, 2, 0], vec![7, 5, 3]]), ..case }
+    let rest = |first: u32| first..first + (pages_for(CONTEXT) as u32 - 3);
+    let table = |pages: [u32; 3], first| pages.into_iter().chain(rest(first)).collect();
+    let tables = vec![table([7, 2, 4], 8), table([7, 2, 0], 12), table([7, 5, 3], 16)];
+    Case { kv, tables: Some(tables), ..case }
 }
 
 /// A chunk of a prompt of sequence 1, from this position on.
