@@ -7,13 +7,13 @@ use std::sync::Arc;
 use wattle_shaders::{NO_INDEX, OUTSIDE_LAYERS, Row, Sample};
 
 use crate::adapter::{self, ActivationRule, Adapter, Factors};
-use crate::backend::{Backend, Step};
+use crate::backend::{Backend, Doors, Step};
 use crate::error::{Error, Result};
-use crate::model::{Model, Positions, Spec};
+use crate::model::{Model, Positions, Spec, Weights};
 use crate::options::EngineOptions;
 use crate::plan::{LoraCapacity, Plan};
 use crate::request::{ActiveFrom, AdapterId, Control, Event, Generation, Lora, Request};
-use crate::runtime::{Needs, Runtime};
+use crate::runtime::{Needs, RanStep, Runtime};
 use crate::schedule::{Batch, Job, PathLimits, ResolvedLora};
 use crate::tokenizer::{self, ChatTemplate, Tokenizer};
 
@@ -131,6 +131,43 @@ impl Engine {
     /// The plan that runs with LoRA, once an adapter is loaded.
     pub fn adapted_plan(&self) -> Option<&Arc<Plan>> {
         self.runtime.adapted_plan()
+    }
+
+    /// The steps that were run since the last call, if [`EngineOptions::keep_steps`] says so; ranks are those of the
+    /// adapters that are loaded now.
+    pub fn take_steps(&mut self) -> Vec<RanStep> {
+        let mut steps = self.runtime.steps.as_mut().map(std::mem::take).unwrap_or_default();
+        let slots = self.adapters.values().map(|(slot, _)| slot + 1).max().unwrap_or(0);
+        let mut ranks = vec![0; slots];
+        for (slot, adapter) in self.adapters.values() {
+            ranks[*slot] = adapter.rank() as u32;
+        }
+        steps.iter_mut().for_each(|step| step.shape.ranks.clone_from(&ranks));
+        steps
+    }
+
+    /// The plan with LoRA as it costs with this adapter: places where it has no factors cost nothing.
+    pub fn priced_plan(&self, adapter: AdapterId) -> Option<Plan> {
+        let (_, adapter) = self.adapters.get(&adapter)?;
+        Some(self.runtime.adapted_plan()?.priced_for(&adapter.factors))
+    }
+
+    /// Runs ops of the plan without LoRA by themselves, with the tensors that they read: for measuring them.
+    ///
+    /// # Errors
+    /// Those of [`Backend::run`].
+    pub fn run_ops(&mut self, step: &Step, doors: &Doors) -> Result<()> {
+        self.runtime.run_base(step, doors)
+    }
+
+    /// The highest rank of an adapter's factors; 0 for one that is not loaded.
+    pub fn adapter_rank(&self, adapter: AdapterId) -> usize {
+        self.adapters.get(&adapter).map_or(0, |(_, adapter)| adapter.rank())
+    }
+
+    /// The model's weights.
+    pub fn weights(&self) -> &Weights {
+        &self.model.weights
     }
 
     /// The device underneath, for timings, memory and counters.
@@ -269,7 +306,9 @@ impl Engine {
             factors[*slot] = Some(Arc::clone(&adapter.factors));
         }
         let needs = self.runtime.grown(&needs);
+        let steps = self.runtime.steps.take();
         self.runtime = Runtime::new(&self.model, &self.options, needs, &factors)?;
+        self.runtime.steps = steps;
         Ok(())
     }
 }

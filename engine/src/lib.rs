@@ -19,7 +19,7 @@ pub use options::{BackendChoice, CpuKernels, EngineOptions, PlanKind, Precision}
 pub use request::{
     ActiveFrom, AdapterId, Control, Event, Finish, Generation, Lora, Path, Report, Request, Sampling,
 };
-pub use runtime::compile;
+pub use runtime::{RanStep, compile};
 pub use wattle_shaders::{
     FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, Row, Sample, Sampled,
 };

@@ -61,6 +61,8 @@ pub struct EngineOptions {
     pub rows: usize,
     /// Whether ops are timed.
     pub timing: bool,
+    /// Whether the shapes of steps are kept, for [`crate::Engine::take_steps`].
+    pub keep_steps: bool,
     /// Artificial limits, for tests.
     pub limits: Limits,
     /// Validated shaders and bounds checks on the GPU, for tests.
@@ -80,6 +82,7 @@ impl Default for EngineOptions {
             context: 1024,
             rows: 256,
             timing: false,
+            keep_steps: false,
             limits: Limits::default(),
             checked: false,
         }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use wattle_shaders::Sampled;
+use wattle_policy::{RowShape, StepShape};
+use wattle_shaders::{FROM_STATE, NO_INDEX, Row, Sampled};
 
 use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
@@ -53,6 +54,42 @@ pub(crate) struct Runtime {
     base: Prepared,
     /// Only where some adapter is loaded.
     adapted: Option<Prepared>,
+    /// What was run, if that is kept.
+    pub steps: Option<Vec<RanStep>>,
+}
+
+/// A step that was run, as far as its cost depends on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RanStep {
+    /// Its rows. Of a row whose token only the device knew, the token is one that no other row has.
+    pub shape: StepShape,
+    /// Whether the plan with LoRA ran.
+    pub adapted: bool,
+}
+
+impl RanStep {
+    fn new(step: &Step, adapted: bool) -> Self {
+        let mut rows: Vec<RowShape> = step.rows.iter().map(row_shape).collect();
+        for sample in &step.samples {
+            if let Some(row) = rows.get_mut(sample.row as usize) {
+                row.sampled = true;
+            }
+        }
+        Self { shape: StepShape { rows, ranks: Vec::new() }, adapted }
+    }
+}
+
+fn row_shape(row: &Row) -> RowShape {
+    let known = row.flags & FROM_STATE == 0;
+    let [a, b, c, d] = row.lora.map(u128::from);
+    RowShape {
+        token: if known { row.token } else { u32::MAX - row.sequence },
+        sequence: row.sequence,
+        position: row.position,
+        sampled: false,
+        slot: (row.slot != NO_INDEX).then_some(row.slot),
+        lora: a | b << 32 | c << 64 | d << 96,
+    }
 }
 
 impl Runtime {
@@ -76,7 +113,8 @@ impl Runtime {
         for (slot, factors) in slots.iter().enumerate() {
             backend.set_slot(slot, factors.clone())?;
         }
-        Ok(Self { backend, capacity, needs, base, adapted })
+        let steps = options.keep_steps.then(Vec::new);
+        Ok(Self { backend, capacity, needs, base, adapted, steps })
     }
 
     /// Whether requests with these needs can run without rebuilding.
@@ -91,7 +129,7 @@ impl Runtime {
 
     /// The plan that a step runs: the base plan when the host knows that every mask is off.
     fn choose(&self, step: &Step) -> &Prepared {
-        let any_lora = step.rows.iter().any(|row| row.slot != wattle_shaders::NO_INDEX && row.lora != [0; 4]);
+        let any_lora = step.rows.iter().any(|row| row.slot != NO_INDEX && row.lora != [0; 4]);
         match &self.adapted {
             Some(adapted) if any_lora => adapted,
             _ => &self.base,
@@ -111,7 +149,15 @@ impl Runtime {
     /// Starts a step.
     pub fn submit(&mut self, step: &Step) -> Result<Ticket> {
         let handle = self.choose(step).handle;
+        if let Some(steps) = &mut self.steps {
+            steps.push(RanStep::new(step, handle != self.base.handle));
+        }
         self.backend.submit(handle, step)
+    }
+
+    /// Runs a part of the plan without LoRA.
+    pub fn run_base(&mut self, step: &Step, doors: &Doors) -> Result<()> {
+        self.backend.run(self.base.handle, step, doors).map(drop)
     }
 
     /// Waits for a step.

@@ -83,9 +83,17 @@ impl Model {
     /// # Errors
     /// [`Error::Value`] that names a matrix which has weights that are not finite, or for which memory is too small.
     pub fn quantized(&self, quant: Quant) -> Result<Self> {
+        self.stored(quant, quantize)
+    }
+
+    /// The model with every matrix as `make` stores it in the format that `quant` gives it.
+    pub(super) fn stored(&self, quant: Quant, make: Make) -> Result<Self> {
         let Weights { embed, positions, project_in, project_out, layers, final_norm, head } = &self.weights;
-        let outside = |linear: &Linear| quantize_linear(linear, quant.outside());
-        let new_embed = quantize(embed, quant.outside())?;
+        let stored = |linear: &Linear, format: PanelFormat| -> Result<Linear> {
+            Ok(Linear { weight: make(&linear.weight, format)?, bias: linear.bias.clone() })
+        };
+        let outside = |linear: &Linear| stored(linear, quant.outside());
+        let new_embed = make(embed, quant.outside())?;
         let new_head = match Arc::ptr_eq(embed, &head.weight) {
             true => Linear { weight: Arc::clone(&new_embed), bias: head.bias.clone() },
             false => outside(head)?,
@@ -95,7 +103,7 @@ impl Model {
             let linears =
                 [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.up, &mut layer.down];
             for linear in linears.into_iter().chain(&mut layer.gate) {
-                *linear = quantize_linear(linear, quant.layers())?;
+                *linear = stored(linear, quant.layers())?;
             }
             Ok(layer)
         });
@@ -112,8 +120,15 @@ impl Model {
     }
 }
 
-fn quantize_linear(linear: &Linear, format: PanelFormat) -> Result<Linear> {
-    Ok(Linear { weight: quantize(&linear.weight, format)?, bias: linear.bias.clone() })
+/// Makes a matrix of this format from one of any.
+type Make = fn(&Arc<Matrix>, PanelFormat) -> Result<Arc<Matrix>>;
+
+/// A matrix of this size and format whose codes are all 0, whatever was stored before.
+pub(super) fn blank(matrix: &Arc<Matrix>, format: PanelFormat) -> Result<Arc<Matrix>> {
+    let (rows, cols) = (matrix.rows, matrix.cols);
+    let made = Made::zeroed(format, rows, cols).and_then(|made| made.matrix(&matrix.name, rows, cols));
+    let no_memory = || Error::value(&matrix.name, format!("no memory for [{rows}, {cols}]"));
+    made.map(Arc::new).ok_or_else(no_memory)
 }
 
 /// A dense matrix in `format`; a quantized one as it is.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::graph::Graph;
-use super::{LoraCapacity, OpKind, Plan, Site};
+use super::{LoraCapacity, Op, OpKind, Plan, Site};
+use crate::adapter::{Factors, Place};
 
 impl Plan {
     /// This plan without LoRA: what runs when every mask is off.
@@ -32,15 +33,7 @@ impl Plan {
     pub fn with_lora_capacity(&self, capacity: LoraCapacity) -> Plan {
         let mut plan = self.clone();
         for op in &mut plan.ops {
-            let site = match &mut op.kind {
-                OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => {
-                    Some(site)
-                }
-                OpKind::Project(project) => project.lora.as_mut(),
-                OpKind::GateUp(gate_up) => gate_up.lora.as_mut(),
-                _ => None,
-            };
-            let Some(site) = site else { continue };
+            let Some(site) = op.site_mut() else { continue };
             *site = Arc::new(Site { capacity, ..(**site).clone() });
             let t_width = site.t_width();
             if let (OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. }, Some(t)) = (&op.kind, op.output) {
@@ -50,10 +43,38 @@ impl Plan {
         plan
     }
 
+    /// This plan as it costs with an adapter of these factors: what a place without factors would read and compute is
+    /// left out, its launches are not, because the engine's plan has them. Of places that share a launch the highest
+    /// rank counts for all. To be asked for costs, not to be run.
+    pub fn priced_for(&self, factors: &Factors) -> Plan {
+        let mut plan = self.clone();
+        for op in &mut plan.ops {
+            let Some(site) = op.site_mut() else { continue };
+            let rank = |target| factors.pairs.get(&Place { layer: site.layer, target }).map(|pair| pair.rank);
+            let targets: Vec<_> = site.targets.iter().copied().filter(|t| rank(t.target).is_some()).collect();
+            let rank = targets.iter().filter_map(|t| rank(t.target)).max().unwrap_or(0);
+            let capacity = LoraCapacity { rank, ..site.capacity };
+            *site = Arc::new(Site { targets, capacity, ..(**site).clone() });
+        }
+        plan
+    }
+
     /// Bytes of the biggest B pool and its rank table: they must fit one binding for a LoRA epilogue.
     pub fn max_b_pool_bytes(&self) -> u64 {
         let sites = (0..self.ops.len()).filter_map(|index| self.site(index));
         sites.map(|site| (site.ranks_len() + site.b_len()) as u64 * 4).max().unwrap_or(0)
+    }
+}
+
+impl Op {
+    /// The LoRA site, if the op has one.
+    fn site_mut(&mut self) -> Option<&mut Arc<Site>> {
+        match &mut self.kind {
+            OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => Some(site),
+            OpKind::Project(project) => project.lora.as_mut(),
+            OpKind::GateUp(gate_up) => gate_up.lora.as_mut(),
+            _ => None,
+        }
     }
 }
 
