@@ -1,74 +1,14 @@
 //! The command line as scripts see it: exit codes, messages, JSON shapes, and nothing but results on a pipe.
 #![allow(clippy::expect_used, reason = "tests fail by panicking")]
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod program;
 
+use std::io::Read;
+use std::process::Stdio;
+
+use program::{backends, command, fixture, json, keys, message, sprout, stdout, wattle};
 use safetensors::SafeTensors;
 use serde_json::Value;
-
-const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattle"));
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-fn wattle(args: &[&str]) -> Output {
-    command(args).output().expect("the binary starts")
-}
-
-/// What a command that succeeds prints; progress or logs on stderr are a failure.
-fn stdout(args: &[&str]) -> String {
-    let output = wattle(args);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{args:?}");
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(!text.contains(['\r', '\x1b']), "control characters on a pipe: {args:?}: {text:?}");
-    text
-}
-
-fn json(args: &[&str]) -> Value {
-    serde_json::from_str(&stdout(args)).expect("one JSON value")
-}
-
-/// What a command that fails says: one message, no results, no panic.
-fn message(args: &[&str], code: i32) -> String {
-    let output = wattle(args);
-    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{args:?}");
-    assert!(stderr.starts_with("error: ") && !stderr.contains("panicked"), "{args:?}: {stderr}");
-    stderr
-}
-
-fn fixture(name: &str) -> String {
-    format!("{TREE}/tests/fixtures/models/{name}")
-}
-
-fn sprout() -> PathBuf {
-    let folder = std::env::var_os("WATTLE_MODELS").map_or(Path::new(TREE).join("models"), PathBuf::from);
-    folder.join("sprout")
-}
-
-/// The backends that can be tested here. Without a GPU adapter it says so, or fails where one is required.
-fn backends() -> Vec<&'static str> {
-    let devices = json(&["devices", "--json"]);
-    if devices["gpus"].as_array().is_some_and(|gpus| !gpus.is_empty()) {
-        return vec!["cpu", "gpu"];
-    }
-    assert!(std::env::var("WATTLE_REQUIRE_GPU").as_deref() != Ok("1"), "no GPU adapter");
-    println!("skipped on the GPU: no adapter was found");
-    vec!["cpu"]
-}
-
-fn keys(value: &Value) -> Vec<&str> {
-    let mut keys: Vec<_> = value.as_object().expect("an object").keys().map(String::as_str).collect();
-    keys.sort_unstable();
-    keys
-}
 
 #[test]
 fn help_is_no_error_and_wrong_usage_is_2() {
@@ -146,7 +86,8 @@ fn generate_prints_one_json_object() {
     assert_eq!((paths.len(), keys(&paths[0])), (1, vec!["finish", "text", "token_ids"]));
     assert_eq!(paths[0]["token_ids"], answer["token_ids"]);
     let report = &answer["report"];
-    assert_eq!((&report["backend"], &report["joules"]), (&Value::from("cpu"), &Value::Null));
+    assert_eq!((&report["backend"], &report["tier"]), (&Value::from("cpu"), &Value::from("C")));
+    assert!(report["joules"].as_f64() > Some(0.0));
     assert_eq!((&report["prompt_tokens"], &report["new_tokens"]), (&Value::from(3), &Value::from(6)));
     for positive in ["prompt_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_seconds"] {
         assert!(report[positive].as_f64() > Some(0.0), "{positive}");

@@ -7,17 +7,29 @@ pub mod bandwidth;
 mod commands;
 mod common;
 mod devices;
+mod energy;
 mod error;
+mod fit;
 mod layers;
+mod measure;
 mod meter;
+mod meters;
+mod policy;
 mod progress;
 mod prompt;
 mod random_adapter;
 mod report;
+mod scores;
 mod session;
 mod shipped;
+mod simulated;
 mod table;
 mod tasks;
+#[cfg(feature = "training")]
+mod train;
+#[cfg(feature = "training")]
+mod training;
+mod windows;
 
 use std::ffi::OsString;
 use std::io::Write;

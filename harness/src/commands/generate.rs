@@ -3,11 +3,16 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
-use wattle_engine::{Control, EngineOptions, Finish, Generation, Path, Request, Sampling};
+use wattle_engine::{
+    Control, EngineOptions, Finish, Generation, Path, Report as GenerationReport, Request, Sampling,
+};
 
 use super::write_json;
 use crate::common::Common;
+use crate::energy::{Energy, Plans, ProfileArgs};
 use crate::error::{Error, Result};
+use crate::meters;
+use crate::policy::PolicyArgs;
 use crate::progress::Progress;
 use crate::prompt::{Prompt, TextArgs, token_id};
 use crate::report::Report;
@@ -36,6 +41,10 @@ pub(crate) struct Args {
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    energy: ProfileArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// A text that ends a path when it appears; can be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
@@ -91,24 +100,35 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         sequences: (args.paths as usize).min(MAX_SEQUENCES),
         context: prompt.expected_tokens().saturating_add(args.max_new_tokens),
         timing: true,
+        keep_steps: true,
         ..common.engine_options()
     };
     let mut session = Session::open(&source, common, options)?;
+    let ids = prompt.encode(&session.engine)?;
+    let decision = args.policy.decide(&mut session, &source, ids.len(), args.max_new_tokens)?;
     let request = Request {
         lora: session.lora,
         sampling: args.sampling.sampling(),
         paths: args.paths,
         ignore_eos: args.ignore_eos,
         stop: args.stop.clone(),
-        ..Request::new(prompt.encode(&session.engine)?, args.max_new_tokens)
+        ..Request::new(ids, args.max_new_tokens)
     };
     if let Some(example) = example.as_ref().filter(|_| !args.json) {
         writeln!(out, "{}", example.prompt)?;
         out.flush()?;
     }
     let live = args.paths == 1 && !args.json && session.engine.tokenizer().is_some();
+    let mut counter = meters::Total::begin();
     let generation = stream(&mut session, &request, live.then_some(&mut *out))?;
-    let report = Report::new(&generation, &mut session.engine);
+    let counted = counter.as_mut().and_then(meters::Total::end);
+    let profile = args.energy.find(&mut session.engine)?;
+    let steps = session.engine.take_steps();
+    let plans = Plans::new(&session.engine, session.lora.adapter);
+    let GenerationReport { timings, new_tokens, .. } = &generation.report;
+    let energy = Energy::new(&steps, &plans, timings, *new_tokens, &profile);
+    let report =
+        Report { policy: decision, ..Report::new(&generation, &mut session.engine, energy, counted) };
     if args.json {
         return write_json(&Answer::new(&generation, &report), out);
     }
