@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use wattle_engine::{Control, Engine, EngineOptions, Generation, Lora, Request};
-use wattle_policy::Tier;
+use wattle_policy::{Profile, Tier};
 
 use super::write_json;
 use crate::common::{Common, Name};
@@ -89,12 +89,13 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         ..common.engine_options()
     };
     let mut session = Session::open(&source, common, options)?;
+    let profile = args.energy.find(&mut session.engine)?;
     let mut modes = vec![(Lora::BASE, None)];
     modes.extend(source.adapter_name().map(|name| (session.lora, Some(name))));
     let mut runs = Vec::new();
     for task in &tasks {
         for (lora, adapter) in &modes {
-            runs.push(run_task(task, *lora, adapter.clone(), &mut session.engine, args, common)?);
+            runs.push(run_task(task, *lora, adapter.clone(), &mut session.engine, args, common, &profile)?);
         }
     }
     if args.json {
@@ -111,6 +112,7 @@ fn run_task(
     engine: &mut Engine,
     args: &Args,
     common: &Common,
+    profile: &Profile,
 ) -> Result<Run> {
     let progress = Progress::bar(
         format!("{}, {}", task.name, adapter.as_deref().unwrap_or("base")),
@@ -135,9 +137,8 @@ fn run_task(
     let tokens = generations.iter().map(|generation| generation.report.new_tokens).sum();
     // Timings are those of all requests, and each generation has a copy.
     let timings = generations.first().map(|generation| generation.report.timings.as_slice());
-    let profile = args.energy.find(engine)?;
     let (steps, plans) = (engine.take_steps(), Plans::new(engine, lora.adapter));
-    let energy = Energy::new(&steps, &plans, timings.unwrap_or_default(), tokens, &profile);
+    let energy = Energy::new(&steps, &plans, timings.unwrap_or_default(), tokens, profile);
     let lora_layers = if adapter.is_some() { common.lora_layers.to_string() } else { "none".to_owned() };
     Ok(Run {
         task: task.name.clone(),

@@ -104,6 +104,7 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         ..common.engine_options()
     };
     let mut session = Session::open(&source, common, options)?;
+    let profile = args.energy.find(&mut session.engine)?;
     let ids = prompt.encode(&session.engine)?;
     let decision = args.policy.decide(&mut session, &source, ids.len(), args.max_new_tokens)?;
     let request = Request {
@@ -122,7 +123,6 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let mut counter = meters::Total::begin();
     let generation = stream(&mut session, &request, live.then_some(&mut *out))?;
     let counted = counter.as_mut().and_then(meters::Total::end);
-    let profile = args.energy.find(&mut session.engine)?;
     let steps = session.engine.take_steps();
     let plans = Plans::new(&session.engine, session.lora.adapter);
     let GenerationReport { timings, new_tokens, .. } = &generation.report;

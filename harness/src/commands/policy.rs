@@ -86,7 +86,9 @@ pub(crate) struct RuleArgs {
     pub tau: f64,
 }
 
+#[cfg(feature = "training")]
 impl RuleArgs {
+    /// The rule that these options describe.
     pub fn rule(&self) -> Rule {
         let mode = match self.reward {
             RewardArg::Treated => Mode::Treated,
