@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+#[cfg(feature = "training")]
 use wattle_policy::reward::{Mode, Rule};
 use wattle_policy::scheme::ActionKind;
 use wattle_policy::world::Split;
