@@ -147,7 +147,6 @@ fn plain_and_fused_plans_compute_the_same_tensors() {
             if let Some(adapter) = adapter {
                 let adapter =
                     Adapter::load(&dir(name).join("adapters").join(adapter), &model.spec).expect("loads");
-                factors = Factors::clone(&adapter.factors);
                 backend.set_slot(0, Some(adapter.factors)).expect("a slot");
             }
             let mut run = |plan: &Arc<Plan>| {
