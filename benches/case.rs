@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use wattle_engine::adapter::{Factors, Pair, Place, Target};
 use wattle_engine::backend::Step;
 use wattle_engine::model::{Dtype, Linear, Model, Quant};
-use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
-use wattle_engine::{LayerMask, Row, Sample};
+use wattle_engine::plan::{LoraCapacity, Plan};
+use wattle_engine::{BackendChoice, EngineOptions, LayerMask, PlanKind, Row, Sample, compile};
 use wattle_policy::{RowShape, StepShape};
 
 /// A measurement of the ops of a kernel.
@@ -68,9 +68,13 @@ impl Case {
         Self { masked: true, ..self }
     }
 
-    /// One row, four, eight, and a chunk of a prompt.
-    pub fn columns(self) -> [Self; 4] {
-        [self, self.rows(4), self.rows(8), self.rows(128)]
+    /// One row, four, eight, and a chunk of a prompt; without `WATTLE_BENCH_FULL` four and eight only in the format that
+    /// is measured first.
+    pub fn columns(self) -> Vec<Self> {
+        match *crate::FULL || self.quant == QUANTIZED.quant {
+            true => vec![self, self.rows(4), self.rows(8), self.rows(128)],
+            false => vec![self, self.rows(128)],
+        }
     }
 
     /// Name of the format.
@@ -110,15 +114,18 @@ impl Case {
         Some(model)
     }
 
-    /// The plan in which `kernel` occurs: fused, or plain for the kernels that fusing leaves out.
-    pub(crate) fn plan(&self, kernel: &str) -> Option<Arc<Plan>> {
+    /// The plan of a backend in which `kernel` occurs: fused, or plain for the kernels that fusing leaves out there.
+    pub(crate) fn plan(&self, kernel: &str, backend: BackendChoice) -> Option<Arc<Plan>> {
         let model = self.load()?;
         let slots = usize::from(self.rank > 0);
         let lora = LoraCapacity { slots, rank: self.rank, outside: kernel == "lora_embed" };
-        let plain = plan::build(&model.spec, &model.weights, lora);
-        let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
+        let plan = |plan| {
+            let options = EngineOptions { backend, plan, ..EngineOptions::default() };
+            let (base, adapted) = compile(&model, &options, lora);
+            if slots > 0 { adapted } else { base }
+        };
         let has = |plan: &Plan| plan.ops.iter().any(|op| op.kind.kernel() == kernel);
-        [fused, plain].into_iter().find(has).map(Arc::new)
+        [PlanKind::Fused, PlanKind::Plain].into_iter().map(plan).find(has).map(Arc::new)
     }
 
     /// Factors of ones on every projection of the layer, and on the embedding.

@@ -2,24 +2,35 @@
 
 mod case;
 mod ceilings;
+mod device;
 mod report;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
-use wattle_engine::backend::{self, Backend, Capacity, Doors, PlanHandle, Step};
+use wattle_engine::Precision;
+use wattle_engine::backend::{Backend, Capacity, Doors, PlanHandle, Step};
 use wattle_engine::plan::{Extent, Plan};
-use wattle_engine::{BackendChoice, EngineOptions, Precision};
 use wattle_policy::CostSource;
 
 pub use case::{Case, DENSE, GATED, QUANTIZED};
 pub use report::finish;
 
+use device::Kind;
 use report::Line;
 
+/// `WATTLE_BENCH_FULL=1`: every format with every number of columns, however long it takes.
+static FULL: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("WATTLE_BENCH_FULL").is_some_and(|value| value == "1"));
+/// What all kernels together may take otherwise: with the whole steps, `cargo bench` stays under 15 minutes.
+const LIMIT: Duration = Duration::from_secs(13 * 60);
+/// When the first kernel began.
+static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// Times every op of one layer, and outside the layers, that runs `kernel`: on the CPU, and on a GPU if there is a
-/// real one. Throughput is the op's compulsory DRAM bytes.
+/// real one, by its own clock. Throughput is the op's compulsory DRAM bytes. A case for which there is no time left is
+/// named in the report.
 pub fn bench_kernel(c: &mut Criterion, kernel: &'static str, cases: &[Case]) {
     let mut group = c.benchmark_group(kernel);
     group
@@ -27,9 +38,13 @@ pub fn bench_kernel(c: &mut Criterion, kernel: &'static str, cases: &[Case]) {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
     for case in cases {
-        let Some(plan) = case.plan(kernel) else { continue };
-        for backend in [BackendChoice::Cpu, BackendChoice::Auto] {
-            if let Some(mut runner) = Runner::new(case, backend, &plan) {
+        for kind in [Kind::Cpu, Kind::Gpu].into_iter().filter(|kind| kind.is_there()) {
+            if !*FULL && STARTED.elapsed() > LIMIT {
+                report::leave_out(format!("{kernel}/{}/{}/{}", case.model(), kind.name(), case.rows_name()));
+                continue;
+            }
+            let Some(plan) = case.plan(kernel, kind.choice()) else { continue };
+            if let Some(mut runner) = Runner::new(case, kind, &plan) {
                 for op in (0..plan.ops.len()).filter(|&op| plan.ops[op].kind.kernel() == kernel) {
                     runner.bench(&mut group, kernel, case, op);
                 }
@@ -47,17 +62,14 @@ struct Runner {
 }
 
 impl Runner {
-    /// `None` where `Auto` found no real GPU (timing a software GPU says nothing), or the backend cannot run the plan.
-    fn new(case: &Case, choice: BackendChoice, plan: &Arc<Plan>) -> Option<Self> {
+    /// `None` where there is no such device (a software GPU is none: timing it says nothing), it has no clock, or
+    /// cannot run the plan.
+    fn new(case: &Case, kind: Kind, plan: &Arc<Plan>) -> Option<Self> {
         let precision = if case.quant.is_some() { Precision::Fast } else { Precision::Exact };
-        let options = EngineOptions { backend: choice, precision, ..EngineOptions::default() };
         let context = (case.depth + case.rows + 1) as usize;
         let rows = case.rows as usize;
         let capacity = Capacity { sequences: case.sequences(), context, rows, samples: rows };
-        let mut backend = backend::create(&options, capacity).ok()?;
-        if choice == BackendChoice::Auto && backend.kind() == "cpu" {
-            return None;
-        }
+        let mut backend = device::backend(kind, precision, capacity)?;
         backend.set_timing(true);
         let handle = backend.prepare(plan).ok()?;
         if case.rank > 0 {

@@ -1,27 +1,27 @@
 //! What was measured, beside what the machine can do.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
-use wattle::bandwidth;
 use wattle_policy::OpCost;
 
 use crate::Case;
-use crate::ceilings::multiply_adds;
+use crate::ceilings::Ceilings;
 
 /// One op on one backend.
 pub(crate) struct Line {
     kernel: &'static str,
     op: String,
-    backend: &'static str,
-    case: Case,
-    cost: OpCost,
+    pub backend: &'static str,
+    pub case: Case,
+    pub cost: OpCost,
     seconds: f64,
 }
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
+/// Names of cases for which there was no time.
+static LEFT_OUT: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 impl Line {
     /// The median of what the iterations of each sample took; `None` where a filter left the case out.
@@ -43,8 +43,12 @@ pub(crate) fn add(line: Line) {
     LINES.lock().unwrap_or_else(PoisonError::into_inner).push(line);
 }
 
-/// Prints a table of all that was measured: time, bytes and arithmetic per second, and their shares of what this
-/// machine gave in this run when it read as many bytes, or did nothing but multiply and add. `$WATTLE_BENCH_RECORD`
+pub(crate) fn leave_out(name: String) {
+    LEFT_OUT.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+}
+
+/// Prints a table of all that was measured: time, bytes and arithmetic per second, and their shares of what the same
+/// device gave in this run when it read as many bytes, or did nothing but multiply and add. `$WATTLE_BENCH_RECORD`
 /// names a CSV file for the same.
 ///
 /// # Errors
@@ -54,9 +58,7 @@ pub fn finish() -> std::io::Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let peaks = [false, true].map(|integers| multiply_adds(integers, threads));
-    let mut reads = BTreeMap::new();
+    let mut ceilings = Ceilings::new(&lines);
     let mut record = std::env::var_os("WATTLE_BENCH_RECORD").map(File::create).transpose()?;
     let header = "kernel,shape,format,op,backend,rows,depth,rank,masked,seconds,bytes,bytes_per_second,read_share,\
                   multiply_adds_per_second,arithmetic_share";
@@ -69,13 +71,9 @@ pub fn finish() -> std::io::Result<()> {
         let (bytes, seconds) = (line.cost.dram_bytes(), line.seconds);
         let rate = bytes as f64 / seconds;
         let dots = (line.cost.flops + line.cost.lora_flops) as f64 / 2.0 / seconds;
-        // A GPU's ceilings are not those of this processor.
-        let shares = (line.backend == "cpu").then(|| {
-            let read =
-                *reads.entry(bytes).or_insert_with(|| bandwidth::read(bytes, threads).unwrap_or(f64::NAN));
-            [rate / read, dots / peaks[usize::from(line.case.quant.is_some())]]
-        });
-        let percent = |index: usize| shares.map_or(String::new(), |s| format!("{:.0} %", s[index] * 100.0));
+        let [read, peak] = ceilings.of(line);
+        let shares = [rate / read, dots / peak];
+        let percent = |index: usize| format!("{:.0} %", shares[index] * 100.0);
         let Line { kernel, op, backend, case, .. } = line;
         println!(
             "| {op} ({kernel}, {backend}) | {} | {} | {:.1} us | {:.1} | {} | {:.1} | {} |",
@@ -88,7 +86,7 @@ pub fn finish() -> std::io::Result<()> {
             percent(1)
         );
         if let Some(record) = &mut record {
-            let share = |index: usize| shares.map_or(String::new(), |s| format!("{:.4}", s[index]));
+            let share = |index: usize| format!("{:.4}", shares[index]);
             let Case { shape, rows, depth, rank, masked, .. } = case;
             writeln!(
                 record,
@@ -100,11 +98,10 @@ pub fn finish() -> std::io::Result<()> {
             )?;
         }
     }
-    println!(
-        "\n{threads} threads, {}: at most {:.0} GMAC/s in f32, {:.0} in integers",
-        wattle_kernels_cpu::fast::instruction_set(),
-        peaks[0] / 1e9,
-        peaks[1] / 1e9
-    );
+    ceilings.print();
+    let left_out = std::mem::take(&mut *LEFT_OUT.lock().unwrap_or_else(PoisonError::into_inner));
+    if !left_out.is_empty() {
+        println!("\nleft out, for want of time (WATTLE_BENCH_FULL=1 takes it): {}", left_out.join(", "));
+    }
     Ok(())
 }

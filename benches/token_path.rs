@@ -1,6 +1,8 @@
 //! Whole steps with sampling, as generation runs them: `cargo bench -p wattle-benches --bench token_path`.
 #![allow(missing_docs, reason = "a bench has no public items")]
 
+use std::time::Duration;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use wattle_engine::model::{Dtype, Model};
 use wattle_engine::{BackendChoice, Engine, EngineOptions, Request};
@@ -10,7 +12,7 @@ const NEW_TOKENS: usize = 8;
 
 fn token_path(c: &mut Criterion) {
     let mut group = c.benchmark_group("token_path");
-    group.sample_size(10);
+    group.sample_size(10).warm_up_time(Duration::from_secs(1));
     for backend in [BackendChoice::Cpu, BackendChoice::Auto] {
         let Some(mut engine) = engine(backend) else { continue };
         let kind = engine.backend().kind();

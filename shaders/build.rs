@@ -29,7 +29,8 @@ fn constant(out: &mut String, path: &Path) -> Result<(), Box<dyn Error>> {
     let module: ModulePath = format!("package::{stem}").parse()?;
     let text = fs::read_to_string(path)?;
     // A kernel's text is the same for the types that it does not tell apart.
-    let types = match (text.contains("shared::panels"), text.contains("shared::weights")) {
+    let has = |module: &str| text.contains(&format!("shared::{module}"));
+    let types = match (has("panels") || has("matrix"), has("weights")) {
         (true, _) => 5,
         (false, true) => 3,
         (false, false) => 1,

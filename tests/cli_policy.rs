@@ -1,11 +1,11 @@
 //! Energy and policies on the command line.
 #![allow(clippy::expect_used, reason = "tests fail by panicking")]
 
-mod program;
+mod command;
 
 use std::path::Path;
 
-use program::{fixture, json, message, stdout};
+use command::{fixture, json, message, stdout};
 use serde_json::Value;
 
 /// A policy for the shipped model, trained for a moment.
@@ -103,8 +103,8 @@ fn joules_have_a_tier_and_a_profile() {
     let first = energy(&["--lora-layers", "0"]);
     let lora = part(&first, "lora", "flops") + part(&first, "saved", "flops");
     assert_eq!(lora, part(&all, "lora", "flops"));
-    assert_eq!(energy(&["--profile", "tablet"])["profile"], "tablet");
-    let message = message(&[&args[..], &["--profile", "toaster"]].concat(), 1);
+    assert_eq!(energy(&["--energy-profile", "tablet"])["profile"], "tablet");
+    let message = message(&[&args[..], &["--energy-profile", "toaster"]].concat(), 1);
     assert!(message.contains("toaster") && message.contains("smartwatch"), "{message}");
 }
 
@@ -135,8 +135,18 @@ fn coefficients_are_fitted_to_windows_and_become_a_profile() {
     );
     assert!(fit["held_out"]["proxy"]["mean_error"].as_f64() < Some(0.01), "{fit}");
     let llama = fixture("llama");
-    let args =
-        ["generate", "--model", &llama, "--ids", "5,6", "--max-new-tokens", "2", "--json", "--profile", &to];
+    let args = [
+        "generate",
+        "--model",
+        &llama,
+        "--ids",
+        "5,6",
+        "--max-new-tokens",
+        "2",
+        "--json",
+        "--energy-profile",
+        &to,
+    ];
     assert_eq!(json(&args)["report"]["tier"], "B");
     std::fs::write(&from, "[]").expect("a file");
     assert!(message(&["energy", "fit", &from, "--year", "2026"], 1).contains("no windows"));

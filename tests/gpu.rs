@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use wattle_engine::backend::gpu::{GpuBackend, GpuOptions, devices};
+use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, devices};
 use wattle_engine::backend::{Backend, Capacity, Limits, Step, Ticket};
-use wattle_engine::plan::{GateUp, OpKind, Project};
+use wattle_engine::plan::{Op, OpKind};
 use wattle_engine::{Error, Result};
 use wattle_tests::{Act, Case, Failure, Make, kernels};
 
@@ -42,17 +42,23 @@ fn variants() -> [(&'static str, Limits, bool); 3] {
     ]
 }
 
-/// The least binding that a case runs with: its activations, one head's keys of one sequence, one row of a matrix and
-/// the B pool of a projection are not split. A power of two, so that cases share devices.
+/// The least binding that a case runs with: its activations, one head's keys of one sequence, one row of a matrix, the
+/// B pool of a projection and the A pool of what is carried are not split. A power of two, so that cases share devices.
 fn least_binding(case: &Case) -> u64 {
     let rows = |width: usize| case.capacity.rows.max(case.capacity.samples) * width.next_multiple_of(4);
     let activations = rows(case.plan.max_width());
     let keys = case.capacity.context * case.plan.kv.head_dim.next_multiple_of(4);
-    let pools = case.plan.ops.iter().map(|op| match &op.kind {
-        OpKind::Project(Project { lora: Some(site), .. })
-        | OpKind::GateUp(GateUp { lora: Some(site), .. }) => site.ranks_len() + site.b_len(),
+    let pool = |op: &Op| match &op.kind {
+        OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. } | OpKind::LoraUp { .. } => 0,
+        _ => op.sites().map(|site| site.ranks_len() + site.b_len()).max().unwrap_or(0),
+    };
+    let carried = |op: &Op| op.carry.as_ref().map_or(0, |carry| carry.site.a_pool_len());
+    // A matrix whose launches carry partial sums is not split within one.
+    let matrix = |op: &Op| match &op.kind {
+        OpKind::GateUp(g) if op.carry.is_some() => (g.gate.rows + 16) * (g.gate.cols + 128),
         _ => 0,
-    });
+    };
+    let pools = case.plan.ops.iter().map(|op| pool(op).max(carried(op)).max(matrix(op)));
     let elements = pools.max().unwrap_or(0).max(activations).max(keys);
     (elements as u64 * 4).next_power_of_two()
 }
@@ -165,5 +171,18 @@ fn devices_that_are_not_there_are_refused_by_name() {
     if devices().iter().all(|device| device.software) {
         let hard = GpuOptions { allow_software: false, ..options(Limits::default(), false) };
         assert!(matches!(GpuBackend::new(&hard), Err(Error::Device { .. })));
+    }
+}
+
+#[test]
+fn a_device_measures_what_it_reads_and_multiplies() {
+    let required = std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1");
+    let ceilings = match Ceilings::open(&options(Limits::default(), false)) {
+        Err(error @ Error::Device { .. }) if !required => return println!("skipped: {error}"),
+        other => other.unwrap(),
+    };
+    for rate in [ceilings.read(0), ceilings.read(1 << 20), ceilings.multiply_adds()] {
+        let rate = rate.unwrap();
+        assert!(rate.is_finite() && rate > 1e6, "{rate}");
     }
 }

@@ -15,7 +15,8 @@ use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Precision, Row, Sample};
 use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
 
-const FUSE: FuseOptions = FuseOptions { lora_epilogue: true };
+const FUSE: FuseOptions = FuseOptions::CPU;
+const GPU: FuseOptions = FuseOptions::gpu(1 << 20);
 const LORA: LoraCapacity = LoraCapacity { slots: 1, rank: 16, outside: true };
 
 fn dir(name: &str) -> PathBuf {
@@ -30,19 +31,40 @@ fn ops(plan: &Plan) -> Vec<&str> {
     plan.ops.iter().map(|op| op.name.as_str()).collect()
 }
 
+fn layer(plan: &Plan) -> Vec<&str> {
+    ops(plan).into_iter().filter_map(|name| name.strip_prefix("layers.1.")).collect()
+}
+
 #[test]
-fn a_fused_llama_layer_is_eight_launches_and_four_more_for_an_adapter() {
+fn a_fused_llama_layer_is_seven_launches_with_and_without_adapters() {
+    for name in ["llama", "llama-bias", "mistral", "qwen2", "qwen3", "phi3"] {
+        let model = load(name);
+        let fused = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), GPU);
+        let launches = ["qkv", "rope_kv", "attend", "o", "mlp_norm", "gate_up", "down"];
+        assert_eq!(layer(&fused), launches, "{name}");
+        assert_eq!(layer(&fused.without_lora()), launches, "{name}");
+    }
+}
+
+#[test]
+fn what_a_launch_cannot_carry_has_its_own() {
     let model = load("llama");
-    let fused = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE);
-    let layer = |plan: &Plan| -> Vec<String> {
-        let names = ops(plan).into_iter().filter_map(|name| name.strip_prefix("layers.1."));
-        names.map(String::from).collect()
-    };
+    let plain = plan::build(&model.spec, &model.weights, LORA);
+    // For a CPU, nothing is carried.
+    let cpu = plan::fuse(&plain, FUSE);
     let base = ["attn_norm", "qkv", "rope_kv", "attend", "o", "mlp_norm", "gate_up", "down"];
+    assert_eq!(layer(&cpu.without_lora()), base);
+    assert_eq!(layer(&cpu).len(), base.len() + 4, "{:?}", layer(&cpu));
+    // Where no pool fits a binding, the norm exists for A x alone.
+    let tiny = plan::fuse(&plain, FuseOptions::gpu(16));
+    assert_eq!(layer(&tiny).len(), base.len() + 4, "{:?}", layer(&tiny));
+    assert_eq!(layer(&tiny.without_lora()), base[1..]);
+    // Layer norms stay launches, and carry; an MLP without a gate does not.
+    let model = load("gpt2-prefix");
+    let fused = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), GPU);
+    let base = ["attn_norm", "qkv", "rope_kv", "attend", "o", "mlp_norm", "up", "down"];
     assert_eq!(layer(&fused.without_lora()), base);
-    let with_lora = layer(&fused);
-    assert_eq!(with_lora.len(), base.len() + 4, "{with_lora:?}");
-    assert!(base.iter().all(|name| with_lora.iter().any(|op| op == name)));
+    assert_eq!(layer(&fused).len(), base.len() + 1, "{:?}", layer(&fused));
 }
 
 #[test]
@@ -52,9 +74,11 @@ fn the_base_plan_is_the_adapted_one_without_lora() {
         let plain = plan::build(&model.spec, &model.weights, LORA);
         let base = plan::build(&model.spec, &model.weights, LoraCapacity::default());
         assert_eq!(ops(&plain.without_lora()), ops(&base), "{name}");
-        let fused = plan::fuse(&plain, FUSE).without_lora();
-        assert_eq!(ops(&fused), ops(&plan::fuse(&base, FUSE)), "{name}");
-        assert!(fused.ops.len() < base.ops.len());
+        for options in [FUSE, GPU] {
+            let fused = plan::fuse(&plain, options).without_lora();
+            assert_eq!(ops(&fused), ops(&plan::fuse(&base, options)), "{name}");
+            assert!(fused.ops.len() < base.ops.len());
+        }
     }
 }
 
@@ -63,11 +87,12 @@ fn every_op_reads_only_what_earlier_ones_wrote() {
     for name in ["llama", "gpt2-prefix", "opt-350m", "qwen3", "phi3"] {
         let model = load(name);
         let plain = plan::build(&model.spec, &model.weights, LORA);
-        for plan in [plan::fuse(&plain, FUSE), plan::fuse(&plain, FUSE).without_lora(), plain] {
+        let [cpu, gpu] = [FUSE, GPU].map(|options| plan::fuse(&plain, options));
+        for plan in [cpu.without_lora(), cpu, gpu.without_lora(), gpu, plain] {
             let mut written = vec![false; plan.tensors.len()];
             for op in &plan.ops {
                 assert!(op.inputs.iter().all(|id| written[id.0 as usize]), "{name}: {}", op.name);
-                if let Some(id) = op.output {
+                for id in op.outputs() {
                     assert!(
                         !std::mem::replace(&mut written[id.0 as usize], true),
                         "{name}: {} twice",
@@ -83,7 +108,7 @@ fn every_op_reads_only_what_earlier_ones_wrote() {
 #[test]
 fn pools_of_another_capacity_change_nothing_but_sizes() {
     let model = load("llama");
-    let plan = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE);
+    let plan = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), GPU);
     let bigger = plan.with_lora_capacity(LoraCapacity { slots: 3, rank: 32, ..LORA });
     assert_eq!(ops(&plan), ops(&bigger));
     // Six times the factors, and three times the rank table.
@@ -91,6 +116,10 @@ fn pools_of_another_capacity_change_nothing_but_sizes() {
     assert!((5.9..=6.0).contains(&pools), "{pools}");
     let t = plan.find("layers.0.qkv.lora_down").expect("a tensor");
     assert_eq!((plan.tensor(t).width, bigger.tensor(t).width), (3 * 16, 3 * 32));
+    // A partial sum per head.
+    let t = plan.find("layers.0.o.lora_down").expect("a tensor");
+    let heads = plan.kv.heads;
+    assert_eq!((plan.tensor(t).width, bigger.tensor(t).width), (heads * 16, heads * 32));
 }
 
 /// A backend of each kind that is there.
@@ -129,6 +158,11 @@ fn step(name: &str) -> Step {
     step
 }
 
+/// Every backend with every plan.
+fn both(plans: &[Arc<Plan>]) -> impl Iterator<Item = (Box<dyn Backend>, &Arc<Plan>)> {
+    plans.iter().flat_map(|plan| backends(CAPACITY).into_iter().map(move |backend| (backend, plan)))
+}
+
 #[test]
 fn plain_and_fused_plans_compute_the_same_tensors() {
     for (name, adapter) in [
@@ -142,8 +176,8 @@ fn plain_and_fused_plans_compute_the_same_tensors() {
     ] {
         let model = load(name);
         let plain = Arc::new(plan::build(&model.spec, &model.weights, LORA));
-        let fused = Arc::new(plan::fuse(&plain, FUSE));
-        for mut backend in backends(CAPACITY) {
+        let fused = [FUSE, GPU].map(|options| Arc::new(plan::fuse(&plain, options)));
+        for (mut backend, fused) in both(&fused) {
             if let Some(adapter) = adapter {
                 let adapter =
                     Adapter::load(&dir(name).join("adapters").join(adapter), &model.spec).expect("loads");
@@ -159,7 +193,7 @@ fn plain_and_fused_plans_compute_the_same_tensors() {
                 tapped.into_iter().map(|(id, values)| (plan.tensor(id).name.clone(), values)).collect()
             };
             let (expected, actual): (std::collections::BTreeMap<_, _>, std::collections::BTreeMap<_, _>) =
-                (run(&plain), run(&fused));
+                (run(&plain), run(fused));
             let mut compared = 0;
             for (tensor, values) in &expected {
                 let difference = error(&actual[tensor], values);
@@ -175,7 +209,7 @@ fn plain_and_fused_plans_compute_the_same_tensors() {
 #[test]
 fn a_plan_run_in_two_ranges_gives_the_same_bits() {
     let model = load("llama");
-    let plan = Arc::new(plan::fuse(&plan::build(&model.spec, &model.weights, LORA), FUSE).without_lora());
+    let plan = Arc::new(plan::fuse(&plan::build(&model.spec, &model.weights, LORA), GPU).without_lora());
     let end = plan.find_op("sample").expect("a last op");
     let logits = plan.find("head").expect("logits");
     for mut backend in backends(CAPACITY) {
@@ -290,7 +324,8 @@ fn costs_are_what_counting_views_of_the_twins_count() {
             factors = Factors::clone(&adapter.factors);
             backend.set_slot(0, Some(adapter.factors)).expect("a slot");
         }
-        for plan in [plan::fuse(&plain, FUSE), plan::fuse(&plain, FUSE).without_lora(), plain.clone()] {
+        let [cpu, gpu] = [FUSE, GPU].map(|options| plan::fuse(&plain, options));
+        for plan in [cpu.without_lora(), cpu, gpu.without_lora(), gpu, plain.clone()] {
             let plan = Arc::new(plan);
             let handle = backend.prepare(&plan).expect("the plan fits");
             let mut step = step(name);

@@ -11,6 +11,7 @@ use wattle_engine::adapter::Adapter;
 use wattle_engine::{
     ActiveFrom, BackendChoice, Control, Engine, EngineOptions, Finish, LayerMask, Lora, Request, Sampling,
 };
+use wattle_policy::{CostSource, OpCost, StepShape};
 
 fn model(name: &str) -> PathBuf {
     fixtures().join("models").join(name)
@@ -109,6 +110,37 @@ fn a_masked_layer_equals_an_absent_one_even_when_its_factors_are_nan() {
         assert!(masked == absent, "on {:?}", options.backend);
         let unmasked = engine.logits(&ids("llama"), &Lora::new(nan)).expect("logits");
         assert!(unmasked.iter().any(|x| x.is_nan()), "the factors were used after all");
+    });
+}
+
+#[test]
+fn with_every_mask_off_the_bases_launches_run_on_the_bases_bytes() {
+    on_both(|options| {
+        let mut engine = open("llama", &EngineOptions { timing: true, ..options.clone() });
+        let adapter =
+            engine.load_adapter(model("llama").join("adapters/all-linear"), 1.0).expect("an adapter");
+        let masked = Lora { layers: LayerMask::NONE, ..Lora::new(adapter) };
+        let request = Request { ignore_eos: true, paths: 2, ..Request::new(&ids("llama")[..6], 5) };
+        let [base, masked, on] = [Lora::BASE, masked, Lora::new(adapter)].map(|lora| {
+            let before = engine.backend().counters();
+            let generation = engine.generate(&request.clone().with_lora(lora)).expect("a generation");
+            let after = engine.backend().counters();
+            let ops: Vec<_> =
+                generation.report.timings.into_iter().map(|t| (t.op, t.kernel, t.launches)).collect();
+            let tokens: Vec<_> = generation.paths.into_iter().map(|path| path.token_ids).collect();
+            (tokens, ops, after.launches - before.launches, after.readback_bytes - before.readback_bytes)
+        });
+        assert_eq!(masked, base, "on {:?}", options.backend);
+        assert!(!base.1.is_empty() && on.2 >= base.2);
+        assert_ne!(on.0, base.0, "LoRA acts where it is on");
+        // What these ops move, as the plan tells it: of a row with a mask off no more than of one without an adapter.
+        let shape = StepShape::decode(2, 7);
+        let mut masked = shape.clone().with_adapter(4);
+        masked.rows.iter_mut().for_each(|row| row.lora = 0);
+        let cost = |shape: &StepShape| -> OpCost {
+            (0..engine.plan().ops.len()).map(|op| engine.plan().cost(op, shape)).sum()
+        };
+        assert_eq!(cost(&masked), cost(&shape));
     });
 }
 
@@ -219,6 +251,22 @@ fn one_submit_and_sixteen_bytes_per_sample_and_nothing_on_the_host() {
     let (tokens, read) = (generation.report.new_tokens as u64, after.readback_bytes - before.readback_bytes);
     // A step that was already under way when its path ended is read back too.
     assert!(read >= 8 * tokens && read <= 16 * (tokens + 3), "{read} bytes for {tokens} tokens");
+}
+
+#[test]
+fn a_llama_layer_is_seven_launches_on_a_gpu_and_an_adapter_adds_none() {
+    let Some(mut engine) = engine(&model("llama"), options(BackendChoice::Gpu)) else { return };
+    let adapter = engine.load_adapter(model("llama").join("adapters/all-linear"), 1.0).expect("an adapter");
+    let layers = engine.spec().layers as u64;
+    for lora in [Lora::BASE, Lora::new(adapter)] {
+        let before = engine.backend().counters();
+        let request = Request { lora, ignore_eos: true, ..Request::new(&ids("llama")[..8], 4) };
+        engine.generate(&request).expect("a generation");
+        let after = engine.backend().counters();
+        let steps = after.steps - before.steps;
+        // And embed, select, norm, head and sample.
+        assert_eq!(after.launches - before.launches, steps * (7 * layers + 5), "{lora:?}");
+    }
 }
 
 #[test]

@@ -40,6 +40,12 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// Everything that was asked for is taken; it may be there later.
+    #[error("busy: {0}")]
+    Busy(String),
+    /// The service ended before the request did.
+    #[error("stopped: {0}")]
+    Stopped(String),
     /// The tokenizer's files or input.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::Error),

@@ -4,22 +4,27 @@ pub mod adapter;
 pub mod backend;
 mod engine;
 mod error;
+mod generation;
 pub mod model;
 mod options;
 pub mod plan;
 mod request;
 mod runtime;
 mod schedule;
+mod service;
 mod stop;
 pub mod tokenizer;
+mod vote;
 
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use options::{BackendChoice, CpuKernels, EngineOptions, PlanKind, Precision};
-pub use request::{
-    ActiveFrom, AdapterId, Control, Event, Finish, Generation, Lora, Path, Report, Request, Sampling,
-};
+pub use generation::{Control, Event, Finish, Generation, Path, Report};
+pub use options::{AdapterRoom, BackendChoice, CpuKernels, EngineOptions, PlanKind, Precision};
+pub use request::{ActiveFrom, AdapterId, Closing, Lora, Priority, Request, Sampling};
 pub use runtime::{RanStep, compile};
+pub use service::{Client, Service, ServiceLoad, ServiceOptions, Token, Tokens};
+pub use vote::{Answer, Tally, VoteRule};
+pub use wattle_policy::{FixedPolicy, LoraDecision, LoraPolicy, RequestFacts};
 pub use wattle_shaders::{
     FROM_STATE, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, Row, Sample, Sampled,
 };

@@ -37,6 +37,22 @@ pub enum CpuKernels {
     Plain,
 }
 
+/// Room for adapters on the device: slots of equal size, in which factors up to a rank fit.
+///
+/// What is reserved here is there from the beginning, so that adapters load while requests run without a pause. An
+/// adapter that needs more (a higher rank, factors outside the layers, a slot where their number is not fixed) makes
+/// the device's side anew: requests that run then encode again what they have, and go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AdapterRoom {
+    /// Slots. More adapters can be loaded than there are slots: those that no request uses make room, and requests wait
+    /// for a slot where all are in use. `None`: every loaded adapter gets one.
+    pub slots: Option<usize>,
+    /// The rank to reserve for.
+    pub rank: usize,
+    /// Bytes that all slots together may take on the device: with the rank it bounds their number.
+    pub bytes: Option<u64>,
+}
+
 /// How an engine is set up. The defaults suit one user with a few parallel paths.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
@@ -59,9 +75,11 @@ pub struct EngineOptions {
     pub context: usize,
     /// Rows of a step at most: a longer prompt runs in chunks of this size.
     pub rows: usize,
+    /// Room for adapters on the device.
+    pub adapters: AdapterRoom,
     /// Whether ops are timed.
     pub timing: bool,
-    /// Whether the shapes of steps are kept, for [`crate::Engine::take_steps`].
+    /// Whether the shapes of steps are kept until [`crate::Engine::take_steps`] is called.
     pub keep_steps: bool,
     /// Artificial limits, for tests.
     pub limits: Limits,
@@ -81,6 +99,7 @@ impl Default for EngineOptions {
             sequences: 4,
             context: 1024,
             rows: 256,
+            adapters: AdapterRoom::default(),
             timing: false,
             keep_steps: false,
             limits: Limits::default(),

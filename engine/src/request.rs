@@ -1,11 +1,11 @@
-//! What a caller asks for and what comes back.
+//! What a caller asks for.
 
 use std::time::Duration;
 
 use wattle_shaders::LayerMask;
 
-use crate::backend::Timing;
 use crate::error::{Error, Result};
+use crate::vote::VoteRule;
 
 /// Names an adapter that an engine has loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,6 +80,36 @@ impl Sampling {
     }
 }
 
+/// How urgent a request is. Priority decides who begins first; those that have begun are treated alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Priority {
+    /// When nobody else waits.
+    Low,
+    /// Like everybody.
+    #[default]
+    Normal,
+    /// Before all others.
+    High,
+}
+
+/// What a path is made to say when its budget nears its end, so that it still gives an answer (forced answer under a
+/// hard budget, arXiv 2603.16867): a path that has not ended when only the room for these ids and the answer is left of
+/// [`Request::max_new_tokens`] gets the ids as if it had drawn them, and goes on drawing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// The closing prompt; at least one token.
+    pub ids: Vec<u32>,
+    /// Tokens of the answer after it at most; at least one.
+    pub answer_tokens: usize,
+}
+
+impl Closing {
+    /// Tokens that it takes from the budget.
+    pub fn tokens(&self) -> usize {
+        self.ids.len().saturating_add(self.answer_tokens)
+    }
+}
+
 /// One prompt and what to do with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -91,12 +121,21 @@ pub struct Request {
     pub sampling: Sampling,
     /// Continuations of the prompt.
     pub paths: u32,
-    /// Tokens per path at most.
+    /// Tokens per path at most, a closing prompt and what comes after it included.
     pub max_new_tokens: usize,
+    /// How a path is brought to an answer when its tokens run out; `None` cuts it off.
+    pub closing: Option<Closing>,
+    /// Whether the paths vote on an answer. Needs a tokenizer.
+    pub vote: Option<VoteRule>,
     /// Go on after an end-of-sequence token.
     pub ignore_eos: bool,
     /// Texts that end a path when they appear; the text ends before them. Needs a tokenizer.
     pub stop: Vec<String>,
+    /// Who begins first.
+    pub priority: Priority,
+    /// Time from submission until which the request has to end; then its paths end with what they have
+    /// ([`crate::Finish::Deadline`]).
+    pub deadline: Option<Duration>,
 }
 
 impl Request {
@@ -108,8 +147,12 @@ impl Request {
             sampling: Sampling::GREEDY,
             paths: 1,
             max_new_tokens,
+            closing: None,
+            vote: None,
             ignore_eos: false,
             stop: Vec::new(),
+            priority: Priority::Normal,
+            deadline: None,
         }
     }
 
@@ -117,100 +160,4 @@ impl Request {
     pub fn with_lora(self, lora: Lora) -> Self {
         Self { lora, ..self }
     }
-}
-
-/// Why a path ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Finish {
-    /// The token limit, or the end of the context.
-    Length,
-    /// An end-of-sequence token.
-    Eos,
-    /// A stop text, or the caller.
-    Stop,
-}
-
-/// One continuation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Path {
-    /// New tokens only, the end-of-sequence token included.
-    pub token_ids: Vec<u32>,
-    /// Log-probability of each under the model.
-    pub logprobs: Vec<f32>,
-    /// Their text, without special tokens and ending before a stop text; `None` without a tokenizer.
-    pub text: Option<String>,
-    /// Why it ended.
-    pub finish: Finish,
-}
-
-/// What a request gave.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generation {
-    /// One entry per path, in order.
-    pub paths: Vec<Path>,
-    /// What it cost.
-    pub report: Report,
-}
-
-/// What a request cost. Times are wall time and include other requests that ran in the same steps.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
-    /// Prompt tokens.
-    pub prompt_tokens: usize,
-    /// New tokens of all paths.
-    pub new_tokens: usize,
-    /// From submission to the first new token.
-    pub first_token: Duration,
-    /// From the first new token to the last.
-    pub decode: Duration,
-    /// (row, layer) pairs in which LoRA was on.
-    pub lora_layers_run: u64,
-    /// (row, layer) pairs of rows with an adapter in which a mask kept it off.
-    pub lora_layers_skipped: u64,
-    /// What ops took, if the engine was told to time them: of all requests in flight.
-    pub timings: Vec<Timing>,
-}
-
-impl Report {
-    /// Prompt tokens per second until the first new token.
-    pub fn prompt_rate(&self) -> f64 {
-        rate(self.prompt_tokens, self.first_token)
-    }
-
-    /// New tokens per second after each path's first.
-    pub fn decode_rate(&self, paths: usize) -> f64 {
-        rate(self.new_tokens.saturating_sub(paths), self.decode)
-    }
-}
-
-fn rate(count: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
-}
-
-/// A token as it comes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Event<'a> {
-    /// Index of the request.
-    pub request: usize,
-    /// Path of the request.
-    pub path: u32,
-    /// The new token.
-    pub token: u32,
-    /// Its log-probability.
-    pub logprob: f32,
-    /// New text, whole characters only; may be empty.
-    pub text: &'a str,
-}
-
-/// What the observer of a stream wants next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Control {
-    /// Go on.
-    #[default]
-    Continue,
-    /// End this path.
-    Stop,
-    /// Go on with another adapter, or none, from the next token that has not been started: nothing is encoded again.
-    Switch(Lora),
 }

@@ -10,7 +10,7 @@ use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::options::{EngineOptions, PlanKind};
+use crate::options::{BackendChoice, EngineOptions, PlanKind};
 use crate::plan::{self, Extent, FuseOptions, LoraCapacity, Plan, TensorId};
 
 /// What the requests at hand need.
@@ -28,15 +28,6 @@ impl Needs {
             && self.lora.slots >= other.lora.slots
             && self.lora.rank >= other.lora.rank
             && self.lora.outside >= other.lora.outside
-    }
-
-    fn max(&self, other: &Self) -> Self {
-        let lora = LoraCapacity {
-            slots: self.lora.slots.max(other.lora.slots),
-            rank: self.lora.rank.max(other.lora.rank),
-            outside: self.lora.outside || other.lora.outside,
-        };
-        Self { context: self.context.max(other.context), lora }
     }
 }
 
@@ -61,21 +52,22 @@ pub(crate) struct Runtime {
 /// A step that was run, as far as its cost depends on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RanStep {
-    /// Its rows. Of a row whose token only the device knew, the token is one that no other row has.
+    /// Its rows, and the ranks in the slots. Of a row whose token only the device knew, the token is one that no other
+    /// row has.
     pub shape: StepShape,
     /// Whether the plan with LoRA ran.
     pub adapted: bool,
 }
 
 impl RanStep {
-    fn new(step: &Step, adapted: bool) -> Self {
+    fn new(step: &Step, ranks: Vec<u32>, adapted: bool) -> Self {
         let mut rows: Vec<RowShape> = step.rows.iter().map(row_shape).collect();
         for sample in &step.samples {
             if let Some(row) = rows.get_mut(sample.row as usize) {
                 row.sampled = true;
             }
         }
-        Self { shape: StepShape { rows, ranks: Vec::new() }, adapted }
+        Self { shape: StepShape { rows, ranks }, adapted }
     }
 }
 
@@ -100,9 +92,13 @@ impl Runtime {
         needs: Needs,
         slots: &[Option<Arc<Factors>>],
     ) -> Result<Self> {
-        let (base_plan, adapted_plan) = compile(model, options, needs.lora);
+        let (mut base_plan, mut adapted_plan) = compile(model, options, needs.lora);
         let capacity = capacity(&adapted_plan, options, needs.context)?;
         let mut backend = backend::create(options, capacity)?;
+        if options.backend == BackendChoice::Auto && backend.kind() == "cpu" {
+            let options = EngineOptions { backend: BackendChoice::Cpu, ..options.clone() };
+            (base_plan, adapted_plan) = compile(model, &options, needs.lora);
+        }
         backend.set_timing(options.timing);
         let mut prepare = |plan: Plan| -> Result<Prepared> {
             let plan = Arc::new(plan);
@@ -122,9 +118,9 @@ impl Runtime {
         self.needs.covers(needs)
     }
 
-    /// What a rebuilt runtime should have room for: what is needed, and no less than now.
-    pub fn grown(&self, needs: &Needs) -> Needs {
-        self.needs.max(needs)
+    /// What there is room for.
+    pub fn needs(&self) -> Needs {
+        self.needs
     }
 
     /// The plan that a step runs: the base plan when the host knows that every mask is off.
@@ -146,11 +142,11 @@ impl Runtime {
         self.adapted.as_ref().map(|prepared| &prepared.plan)
     }
 
-    /// Starts a step.
-    pub fn submit(&mut self, step: &Step) -> Result<Ticket> {
+    /// Starts a step; `ranks` are those in the slots.
+    pub fn submit(&mut self, step: &Step, ranks: impl FnOnce() -> Vec<u32>) -> Result<Ticket> {
         let handle = self.choose(step).handle;
         if let Some(steps) = &mut self.steps {
-            steps.push(RanStep::new(step, handle != self.base.handle));
+            steps.push(RanStep::new(step, ranks(), handle != self.base.handle));
         }
         self.backend.submit(handle, step)
     }
@@ -184,19 +180,27 @@ impl Runtime {
     }
 }
 
-/// The plans without and with LoRA that an engine with these options runs; they share their weights.
+/// The plans without and with LoRA that an engine with these options runs (with [`BackendChoice::Auto`], if there is a
+/// GPU); they share their weights.
 pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
     let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1), ..lora };
     let plain = plan::build(&model.spec, &model.weights, some);
     if options.plan == PlanKind::Plain {
         return (plain.without_lora(), plain);
     }
-    let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
-    let base = fused.without_lora();
+    let fuse_options = match options.backend {
+        BackendChoice::Auto | BackendChoice::Gpu if cfg!(feature = "gpu") => {
+            FuseOptions::gpu(binding(options))
+        }
+        _ => FuseOptions::CPU,
+    };
+    let fused = plan::fuse(&plain, fuse_options);
     if fused.max_b_pool_bytes() <= binding(options) {
-        return (base, fused);
+        return (fused.without_lora(), fused);
     }
-    (base, plan::fuse(&plain, FuseOptions { lora_epilogue: false }))
+    // Both norm the same way: a row must not notice whether others have LoRA.
+    let fuse_options = FuseOptions { lora_epilogue: false, ..FuseOptions::CPU };
+    (plan::fuse(&plain.without_lora(), fuse_options), plan::fuse(&plain, fuse_options))
 }
 
 /// Every device allows bindings of 128 MiB (WebGPU's default limit).

@@ -41,6 +41,24 @@ fn time(buffer: &[u64], threads: usize, passes: usize) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
+/// Bytes per second at which the GPU of this name reads a buffer of `bytes` bytes (no more than 512 MiB), over and over.
+///
+/// # Errors
+/// [`Error::Engine`] where there is no such GPU, or no room on it.
+#[cfg(feature = "gpu")]
+pub fn read_on(device: &str, bytes: u64) -> Result<f64> {
+    Ok(crate::devices::ceilings(Some(device))?.read(bytes)?)
+}
+
+/// A build without GPUs has none of any name.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "gpu"))]
+pub fn read_on(device: &str, _bytes: u64) -> Result<f64> {
+    Err(Error::value("device", format!("{device}: this build has no GPU backend")))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

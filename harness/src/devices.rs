@@ -64,6 +64,8 @@ fn simd() -> Vec<&'static str> {
 pub(crate) struct Gpu {
     pub name: String,
     pub driver: String,
+    /// On the PCI bus; empty where that is not known.
+    pub pci: String,
     /// `vulkan`, `metal` or `dx12`.
     pub api: &'static str,
     /// A program on the CPU.
@@ -81,12 +83,25 @@ pub(crate) struct Gpu {
     pub max_workgroups: u32,
 }
 
+/// What measures the limits of the GPU of this name; of the first one without a name.
+#[cfg(feature = "gpu")]
+pub(crate) fn ceilings(device: Option<&str>) -> wattle_engine::Result<wattle_engine::backend::gpu::Ceilings> {
+    use wattle_engine::backend::gpu::{Ceilings, GpuOptions};
+    use wattle_engine::backend::{Capacity, Limits};
+    let capacity = Capacity { sequences: 1, context: 1, rows: 1, samples: 1 };
+    let device = device.map(str::to_owned);
+    let options =
+        GpuOptions { limits: Limits::default(), capacity, allow_software: true, device, checked: false };
+    Ceilings::open(&options)
+}
+
 /// All GPUs that were found; none in a build without the feature `gpu`.
 #[cfg(feature = "gpu")]
 pub(crate) fn gpus() -> Vec<Gpu> {
     let gpu = |info: wattle_engine::backend::gpu::DeviceInfo| Gpu {
         name: info.name,
         driver: info.driver,
+        pci: info.pci,
         api: info.api,
         software: info.software,
         subgroups: info.subgroups,

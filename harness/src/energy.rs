@@ -18,12 +18,12 @@ const JUNCTION_C: f64 = 50.0;
 /// The longest profile that is read \[bytes\].
 const MAX_PROFILE: u64 = 1 << 20;
 
-/// `--profile`: whose coefficients the proxy takes.
+/// `--energy-profile`: whose coefficients the proxy takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProfileArgs {
     /// Device profile for joules: a name that `policy devices` lists, or a file [default: gpu on a real GPU, else
     /// server]
-    #[arg(long, value_name = "NAME|FILE")]
+    #[arg(long = "energy-profile", value_name = "NAME|FILE")]
     pub profile: Option<String>,
 }
 

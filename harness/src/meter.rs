@@ -53,10 +53,62 @@ pub(crate) fn median_and_spread(mut values: Vec<f64>) -> (f64, f64) {
     (median, if median > 0.0 { (high - low) / median } else { 0.0 })
 }
 
+/// The mean of paired ratios (geometric), and the interval in which it lies with a probability of 95 %.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ratio {
+    pub mean: f64,
+    /// The interval's ends; `None` with fewer than two pairs.
+    pub interval: Option<[f64; 2]>,
+}
+
+impl Ratio {
+    /// Of ratios that were measured one after the other: their logarithms are taken as normally distributed, with an
+    /// unknown variance (Student's t). `None` where there is no usable ratio.
+    pub fn of(ratios: &[f64]) -> Option<Self> {
+        let logs: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).filter(|log| log.is_finite()).collect();
+        let n = logs.len() as f64;
+        if logs.is_empty() {
+            return None;
+        }
+        let mean = logs.iter().sum::<f64>() / n;
+        let interval = (logs.len() > 1).then(|| {
+            let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (n - 1.0);
+            let half = t_95(logs.len() - 1) * (variance / n).sqrt();
+            [(mean - half).exp(), (mean + half).exp()]
+        });
+        Some(Self { mean: mean.exp(), interval })
+    }
+}
+
+/// Between −t and t lie 95 % of Student's distribution with so many (at least 1) degrees of freedom.
+fn t_95(degrees: usize) -> f64 {
+    const FIRST: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
+    // Further on three terms of its expansion (Abramowitz & Stegun 26.7.5) are exact to some ten-thousandths.
+    let expansion = |n: f64| 1.959_96 + (2.372_3 + (2.822_5 + 2.555_9 / n) / n) / n;
+    degrees.checked_sub(1).and_then(|i| FIRST.get(i).copied()).unwrap_or_else(|| expansion(degrees as f64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn an_interval_needs_two_ratios_and_shrinks_with_their_number() {
+        assert_eq!(Ratio::of(&[]), None);
+        assert_eq!(Ratio::of(&[f64::NAN, f64::INFINITY, 0.0]), None);
+        let one = Ratio::of(&[1.5]).unwrap();
+        assert!((one.mean - 1.5).abs() < 1e-12 && one.interval.is_none());
+        // ln: ±0.1, so the mean is 1, the deviation 0.1 √2, and the half width t · 0.1.
+        let two = Ratio::of(&[0.1_f64.exp(), (-0.1_f64).exp()]).unwrap();
+        let [low, high] = two.interval.unwrap();
+        assert!((two.mean - 1.0).abs() < 1e-12);
+        assert!((high - 1.2706_f64.exp()).abs() < 1e-9 && (low * high - 1.0).abs() < 1e-9, "{low} {high}");
+        let many: Vec<f64> = (0..40).map(|i| if i % 2 == 0 { 1.1 } else { 1.0 / 1.1 }).collect();
+        let [low, high] = Ratio::of(&many).unwrap().interval.unwrap();
+        assert!(low > 0.96 && low < 1.0 && high > 1.0 && high < 1.04, "{low} {high}");
+        assert!((t_95(11) - 2.2010).abs() < 5e-4 && (t_95(30) - 2.0423).abs() < 5e-4);
+    }
 
     #[test]
     fn only_the_time_in_which_all_paths_decode_counts() {

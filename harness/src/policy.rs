@@ -2,14 +2,20 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
 
 use serde::Serialize;
 use wattle_engine::LayerMask;
+use wattle_engine::plan::Plan;
 use wattle_policy::observation::Case;
+use wattle_policy::scheme::Cell;
 use wattle_policy::simulate::Conditions;
 use wattle_policy::thermal::Temperatures;
 use wattle_policy::workload::{Inference, Workload};
-use wattle_policy::{Decision, Grid, LoraPolicy, MAX_LENGTH};
+use wattle_policy::{
+    Decision, Grid, LoraDecision, LoraPolicy, MAX_LENGTH, Profile, RequestFacts, TrainedPolicy,
+};
 
 use crate::energy::{self, Joules};
 use crate::error::{Error, Result};
@@ -63,20 +69,86 @@ pub(crate) struct PolicyReport {
 }
 
 /// Reads a policy file.
-pub(crate) fn read(file: &Path) -> Result<LoraPolicy> {
+pub(crate) fn read(file: &Path) -> Result<TrainedPolicy> {
     let bytes = energy::read(file, MAX_LENGTH as u64)?;
-    LoraPolicy::from_bytes(&bytes).map_err(|error| Error::file(file, error))
+    TrainedPolicy::from_bytes(&bytes).map_err(|error| Error::file(file, error))
+}
+
+/// A trained policy as the engine asks it: for one model with one adapter, on one simulated device in one state.
+struct Steered {
+    policy: TrainedPolicy,
+    cell: Cell,
+    profile: Profile,
+    conditions: Conditions,
+    base: Arc<Plan>,
+    adapted: Plan,
+    weight_bytes: u64,
+    /// Positions that the model has.
+    context: usize,
+    decisions: Sender<Decision>,
+}
+
+impl LoraPolicy for Steered {
+    /// The request's layers. What cannot be priced is left as it was asked for, and is not reported as decided.
+    fn decide(&mut self, request: &RequestFacts) -> LoraDecision {
+        let inference = Inference {
+            prompt: request.prompt_tokens as u32,
+            new: request.max_new_tokens.clamp(1, self.context) as u32,
+            rank: request.rank.unwrap_or(0) as u32,
+            lora_on_prompt: request.from < request.prompt_tokens,
+        };
+        let Self { profile, conditions, base, adapted, .. } = self;
+        let workload = Workload::new(&**base, adapted, request.layers, self.weight_bytes, inference);
+        let priced = [workload.price(profile)];
+        let case = Case { profile, priced: &priced, inference, conditions: *conditions };
+        let Ok(decision) = self.policy.decide(self.cell, &case) else { return LoraDecision::AS_ASKED };
+        let layers = LayerMask::of(decision.layers.iter().copied()).0;
+        // Nobody listens any more where no report is wanted.
+        let _ = self.decisions.send(decision);
+        LoraDecision { layers, ..LoraDecision::AS_ASKED }
+    }
+}
+
+/// What a report says of a policy that the engine asks.
+pub(crate) struct Steering {
+    decisions: Receiver<Decision>,
+    policy: String,
+    device: String,
+    grid: Grid,
+    task: String,
+    conditions: Conditions,
+}
+
+impl Steering {
+    /// What was decided last.
+    ///
+    /// # Errors
+    /// When the policy was not asked, or could not decide.
+    pub fn report(self) -> Result<PolicyReport> {
+        let Self { decisions, policy, device, grid, task, conditions } = self;
+        let none = || Error::file(Path::new(&policy), "it could not decide");
+        let decision = decisions.try_iter().last().ok_or_else(none)?;
+        let Conditions { battery, temperatures, .. } = conditions;
+        let why = why(&decision, &grid);
+        Ok(PolicyReport {
+            policy,
+            device,
+            grid,
+            task,
+            battery,
+            surface_c: temperatures.surface_c,
+            decision,
+            why,
+        })
+    }
 }
 
 impl PolicyArgs {
-    /// Decides, if a policy is given: its layers become the session's mask.
-    pub fn decide(
-        &self,
-        session: &mut Session,
-        source: &Source,
-        prompt: usize,
-        new: usize,
-    ) -> Result<Option<PolicyReport>> {
+    /// From now on the engine asks the policy about every request, if one is given.
+    ///
+    /// # Errors
+    /// Names what the policy was not made for.
+    pub fn steer(&self, session: &mut Session, source: &Source) -> Result<Option<Steering>> {
         let (Some(file), Some(device)) = (&self.policy, &self.device) else { return Ok(None) };
         let policy = read(file)?;
         let profile = energy::profile(device)?;
@@ -84,40 +156,37 @@ impl PolicyArgs {
         let conditions = self.conditions(&grid)?;
         let no_adapter = || Error::value("--policy", "there is no adapter whose layers it could choose");
         let adapter = session.lora.adapter.ok_or_else(no_adapter)?;
-        let (engine, scheme) = (&session.engine, policy.scheme());
+        let (engine, scheme) = (&mut session.engine, policy.scheme());
         if scheme.adapters.len() > 1 {
-            let reason = "it chooses among adapters, and generate has one";
-            return Err(Error::file(file, reason));
+            return Err(Error::file(file, "it chooses among adapters, and generate has one"));
         }
         let name = source.model.file_name().unwrap_or_default().to_string_lossy();
         let (spec, refusal) = (engine.spec(), |error| Error::file(file, error));
-        let shape = shape_name(spec);
-        let task = self.task.as_deref();
-        let cell = scheme.find(&profile.name, &name, &shape, spec.layers, task).map_err(refusal)?;
-        let adapted = engine.priced_plan(adapter).ok_or_else(no_adapter)?;
-        let inference = Inference {
-            prompt: prompt as u32,
-            new: new.clamp(1, spec.context) as u32,
-            rank: engine.adapter_rank(adapter) as u32,
-            lora_on_prompt: session.lora.from != wattle_engine::ActiveFrom::Generated,
-        };
-        let weights = weight_bytes(engine.weights());
-        let workload = Workload::new(&**engine.plan(), &adapted, spec.layers, weights, inference);
-        let priced = [workload.price(&profile)];
-        let case = Case { profile: &profile, priced: &priced, inference, conditions };
-        let decision = policy.decide(cell, &case)?;
-        let chosen = LayerMask::of(decision.layers.iter().copied());
-        session.lora.layers = LayerMask(session.lora.layers.0 & chosen.0);
-        Ok(Some(PolicyReport {
+        let (context, task) = (spec.context, self.task.as_deref());
+        let cell =
+            scheme.find(&profile.name, &name, &shape_name(spec), spec.layers, task).map_err(refusal)?;
+        let (decisions, received) = std::sync::mpsc::channel();
+        let steering = Steering {
+            decisions: received,
             policy: file.display().to_string(),
-            why: why(&decision, &grid),
             device: profile.name.clone(),
             grid,
             task: scheme.model(cell).tasks[cell.task].name.clone(),
-            battery: conditions.battery,
-            surface_c: conditions.temperatures.surface_c,
-            decision,
-        }))
+            conditions,
+        };
+        let steered = Steered {
+            base: Arc::clone(engine.plan()),
+            adapted: engine.priced_plan(adapter).ok_or_else(no_adapter)?,
+            weight_bytes: weight_bytes(engine.weights()),
+            policy,
+            cell,
+            profile,
+            conditions,
+            context,
+            decisions,
+        };
+        engine.set_policy(Some(Box::new(steered)));
+        Ok(Some(steering))
     }
 
     fn conditions(&self, grid: &Grid) -> Result<Conditions> {

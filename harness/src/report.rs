@@ -6,7 +6,9 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use wattle_engine::backend::Timing;
-use wattle_engine::{Engine, Generation};
+use wattle_engine::model::{Format, Matrix};
+use wattle_engine::plan::{OpKind, Plan};
+use wattle_engine::{Engine, Generation, Path};
 use wattle_policy::Tier;
 
 use crate::energy::{Energy, Joules};
@@ -25,11 +27,32 @@ pub(crate) struct KernelTime {
     pub launches: u64,
 }
 
+/// What is reported of a path.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct PathReport {
+    /// Of all drawn tokens together, natural log.
+    pub logprob: f64,
+    /// Per drawn token.
+    pub mean_logprob: f64,
+    /// Tokens that the closing prompt put there, and how many came before them; `null` where none was needed.
+    pub closing: Option<[usize; 2]>,
+}
+
+impl PathReport {
+    fn new(path: &Path) -> Self {
+        let closing = (!path.forced.is_empty()).then(|| [path.forced.len(), path.forced.start]);
+        Self { logprob: path.logprob(), mean_logprob: path.mean_logprob(), closing }
+    }
+}
+
 /// A generation's report, with what it ran on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Report {
     pub prompt_tokens: usize,
+    /// Prompt tokens that paths found in the cache instead of running them.
+    pub cached_tokens: usize,
     pub new_tokens: usize,
+    pub paths: Vec<PathReport>,
     pub prompt_tokens_per_second: f64,
     /// Summed over paths.
     pub decode_tokens_per_second: f64,
@@ -74,7 +97,9 @@ impl Report {
         let (report, backend) = (&generation.report, engine.backend());
         Self {
             prompt_tokens: report.prompt_tokens,
+            cached_tokens: report.cached_tokens,
             new_tokens: report.new_tokens,
+            paths: generation.paths.iter().map(PathReport::new).collect(),
             prompt_tokens_per_second: report.prompt_rate(),
             decode_tokens_per_second: report.decode_rate(generation.paths.len()),
             time_to_first_token_seconds: report.first_token.as_secs_f64(),
@@ -135,6 +160,30 @@ fn top_kernels(timings: &[Timing]) -> Vec<KernelTime> {
     kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     kernels.truncate(TOP);
     kernels
+}
+
+/// What most of the bytes of a plan's projections are kept in, the head apart: `none` for dense ones.
+pub(crate) fn quant_name(plan: &Plan) -> String {
+    let mut sums: BTreeMap<String, usize> = BTreeMap::new();
+    let mut add = |matrix: &Matrix| {
+        let name = match matrix.format {
+            Format::Dense(_) => "none".to_owned(),
+            Format::Panels(_) => matrix.format.to_string(),
+        };
+        *sums.entry(name).or_default() += matrix.bytes();
+    };
+    for op in plan.ops.iter().filter(|op| op.name != "head") {
+        match &op.kind {
+            OpKind::Project(project) => add(&project.weight),
+            OpKind::GateUp(gate_up) => {
+                add(&gate_up.gate);
+                add(&gate_up.up);
+            }
+            _ => {}
+        }
+    }
+    let most = sums.into_iter().max_by_key(|(_, bytes)| *bytes);
+    most.map_or_else(|| "none".to_owned(), |(name, _)| name)
 }
 
 /// The most memory that the process had resident so far (Linux: VmHWM, mapped files included).

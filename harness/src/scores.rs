@@ -4,7 +4,7 @@ use serde::Serialize;
 use wattle_policy::scheme::{Cell, Choice};
 use wattle_policy::simulate::Outcome;
 use wattle_policy::world::{Situation, Split, World};
-use wattle_policy::{LoraPolicy, Random};
+use wattle_policy::{Random, TrainedPolicy};
 
 /// One device, model and task.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -44,11 +44,11 @@ pub(crate) struct Row {
 pub(crate) const SITUATIONS: usize = 60;
 
 /// How a policy does in every cell.
-pub(crate) fn rows(world: &World, policy: &LoraPolicy, split: Split, seed: u64) -> Vec<Row> {
+pub(crate) fn rows(world: &World, policy: &TrainedPolicy, split: Split, seed: u64) -> Vec<Row> {
     world.scheme.cells().into_iter().map(|cell| row(world, policy, split, seed, cell)).collect()
 }
 
-fn row(world: &World, policy: &LoraPolicy, split: Split, seed: u64, cell: Cell) -> Row {
+fn row(world: &World, policy: &TrainedPolicy, split: Split, seed: u64, cell: Cell) -> Row {
     let index = ((cell.device * 1000 + cell.model) * 1000 + cell.task) as u64;
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9).wrapping_add(index));
     let (model, choices) = (world.scheme.model(cell), world.choices(cell));

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::shipped;
 
 /// What goes before the answer in what a model says.
-const MARK: &str = "Answer:";
+pub(crate) const MARK: &str = "Answer:";
 
 /// One line of a task.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 use wattle_shaders::Row;
 
 use crate::cache::Cached;
-use crate::{Read, Write};
+use crate::{Carry, Read, Write};
 
 /// Shapes and rules.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +26,18 @@ impl Attend {
     }
 }
 
-/// `q` and `y` \[rows, heads × head_dim\].
-pub fn plain(rows: &[Row], op: &Attend, q: &dyn Read, cache: Cached, y: &mut dyn Write) {
+/// `q` and `y` \[rows, heads × head_dim\]; what is carried has y as its input.
+pub fn plain(
+    rows: &[Row],
+    op: &Attend,
+    q: &dyn Read,
+    cache: Cached,
+    y: &mut dyn Write,
+    mut carry: Option<Carry>,
+) {
     let Cached { layout, k, v } = cache;
     for (line, row) in rows.iter().enumerate() {
+        let mut values = Vec::new();
         for head in 0..op.heads {
             let start = (line * op.heads + head) * layout.head_dim;
             let at = layout.head(row.sequence, head / (op.heads / layout.kv_heads));
@@ -45,8 +53,10 @@ pub fn plain(rows: &[Row], op: &Attend, q: &dyn Read, cache: Cached, y: &mut dyn
             for i in 0..layout.head_dim {
                 let value = |position| f64::from(v.get(at + layout.value(position, i)));
                 let sum: f64 = op.span(row).zip(&weights).map(|(p, weight)| weight * value(p)).sum();
+                values.push(sum / total);
                 y.set(start + i, (sum / total) as f32);
             }
         }
+        carry.iter_mut().for_each(|carry| carry.row(line, &values));
     }
 }

@@ -34,7 +34,7 @@ pub mod sample;
 pub mod select;
 
 pub use count::{Class, Counts, Size, Tally, View};
-pub use lora::{Lora, Pair, Target};
+pub use lora::{Carry, Lora, Pair, Target};
 pub use order::ColumnOrder;
 pub use state::State;
 pub use views::{Read, Stored, Weight, Write};

@@ -1,7 +1,7 @@
 //! Layer norm (Ba et al. 2016): (x − mean) / √(variance + ε) · weight + bias; and RMS norm (Zhang & Sennrich 2019):
 //! x / √(mean(x²) + ε) · weight; of each of the equal parts of a row.
 
-use crate::{Read, Write};
+use crate::{Carry, Read, Write};
 
 /// What a norm does with each part; `T` is a view (plain twins) or a slice (fast versions).
 #[derive(Clone, Copy)]
@@ -31,12 +31,19 @@ impl Norm<&dyn Read> {
     }
 }
 
-/// `x` and `y` \[parts, width\].
-pub fn plain(parts: usize, norm: &Norm<&dyn Read>, x: &dyn Read, y: &mut dyn Write) {
-    for start in (0..parts).map(|part| part * norm.width) {
+/// `x` and `y` \[parts, width\]; what is carried has y as its input, and then a part is a row.
+pub fn plain(
+    parts: usize,
+    norm: &Norm<&dyn Read>,
+    x: &dyn Read,
+    y: &mut dyn Write,
+    mut carry: Option<Carry>,
+) {
+    for line in 0..parts {
+        let start = line * norm.width;
         let part: Vec<f64> = (0..norm.width).map(|i| f64::from(x.get(start + i))).collect();
-        for (i, value) in norm.apply(&part).into_iter().enumerate() {
-            y.set(start + i, value as f32);
-        }
+        let values = norm.apply(&part);
+        values.iter().enumerate().for_each(|(i, &value)| y.set(start + i, value as f32));
+        carry.iter_mut().for_each(|carry| carry.row(line, &values));
     }
 }

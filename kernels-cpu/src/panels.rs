@@ -195,14 +195,45 @@ impl Panels<'_> {
             Bits::Four => i32::from(byte >> (4 * u32::from(high)) & 15),
             Bits::Eight => i32::from(byte as i8),
         };
-        let at = self.scale_at(row, col);
+        self.meaning(self.scale_at(row, col))(code)
+    }
+
+    /// The elements of a row: \[cols\].
+    pub fn read_row(&self, row: usize, to: &mut [f32]) {
+        let (panel, lane, size) = (row / PANEL, row % PANEL, self.bits.block_bytes());
+        for (block, to) in to.chunks_mut(BLOCK).enumerate() {
+            let meaning = self.meaning(self.scale_at(row, block * BLOCK));
+            let codes = &self.codes[(panel * self.blocks() + block) * size..][..size];
+            let mut elements = [0.0; BLOCK];
+            for (v, word) in codes.chunks(4).skip(lane).step_by(PANEL).enumerate() {
+                for (col, &byte) in (4 * v..).zip(word) {
+                    match self.bits {
+                        Bits::Four => {
+                            elements[col] = meaning(i32::from(byte & 15));
+                            elements[BLOCK / 2 + col] = meaning(i32::from(byte >> 4));
+                        }
+                        Bits::Eight => elements[col] = meaning(i32::from(byte as i8)),
+                    }
+                }
+            }
+            to.copy_from_slice(&elements[..to.len()]);
+        }
+    }
+
+    /// The element that a code stands for, where the scale and the offset are those at `at`.
+    fn meaning(&self, at: usize) -> impl Fn(i32) -> f32 {
         let scale = self.scales.get(at);
-        match (self.offsets, self.bits) {
-            (Offsets::Middle, Bits::Four) => scale * (code - 8) as f32,
-            (Offsets::Middle, Bits::Eight) => scale * code as f32,
-            (Offsets::Minimum(minima), _) => scale.mul_add(code as f32, minima[at].to_f32()),
-            (Offsets::Zero(zeros), _) => scale * (code - i32::from(zeros[at])) as f32,
-            (Offsets::NormalFloat, _) => scale * NF4[(code & 15) as usize],
+        let (middle, minimum) = match (self.offsets, self.bits) {
+            (Offsets::Middle, Bits::Four) => (8, None),
+            (Offsets::Zero(zeros), _) => (i32::from(zeros[at]), None),
+            (Offsets::Minimum(minima), _) => (0, Some(minima[at].to_f32())),
+            (Offsets::Middle | Offsets::NormalFloat, _) => (0, None),
+        };
+        let float = matches!(self.offsets, Offsets::NormalFloat);
+        move |code| match minimum {
+            Some(minimum) => scale.mul_add(code as f32, minimum),
+            None if float => scale * NF4[(code & 15) as usize],
+            None => scale * (code - middle) as f32,
         }
     }
 }

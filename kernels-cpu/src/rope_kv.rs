@@ -1,11 +1,11 @@
-//! qkv → q: RMS norm of every q and k head, rotation of q and k, K and V to the cache.
+//! qkv → q: B t is added; RMS norm of every q and k head, rotation of q and k, K and V to the cache.
 
 use wattle_shaders::Row;
 
 use crate::cache::Cache;
 use crate::norm::Norm;
 use crate::rope::Angles;
-use crate::{Read, Write};
+use crate::{Lora, Read, Write};
 
 /// The operands besides qkv.
 pub struct RopeKv<'a> {
@@ -17,6 +17,8 @@ pub struct RopeKv<'a> {
     pub k_norm: Option<Norm<&'a dyn Read>>,
     /// Angles, if q and k are rotated.
     pub angles: Option<Angles<&'a dyn Read>>,
+    /// Factors of q, k and v, and t.
+    pub lora: Option<(&'a Lora<&'a dyn Read>, &'a dyn Read)>,
 }
 
 /// `qkv` \[rows, (heads + 2 kv_heads) × head_dim\]: all q heads, all k heads, all v heads; `y` \[rows, heads × head_dim\].
@@ -27,8 +29,11 @@ pub fn plain(rows: &[Row], op: &RopeKv, qkv: &dyn Read, y: &mut dyn Write, cache
     for (line, row) in rows.iter().enumerate() {
         let position = row.position as usize;
         for head in 0..all {
-            let start = (line * all + head) * head_dim;
-            let mut values: Vec<f64> = (0..head_dim).map(|i| f64::from(qkv.get(start + i))).collect();
+            let value = |i| {
+                let y = f64::from(qkv.get((line * all + head) * head_dim + i));
+                op.lora.map_or(y, |(lora, t)| lora.add(y, head * head_dim + i, line, row, t))
+            };
+            let mut values: Vec<f64> = (0..head_dim).map(value).collect();
             let norm = if head < heads { op.q_norm } else { op.k_norm };
             if head < heads + kv_heads {
                 values = norm.map_or(values.clone(), |norm| norm.apply(&values));

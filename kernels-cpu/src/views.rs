@@ -81,6 +81,7 @@ impl<'a> Weight<'a> {
             Stored::F32(values) => to.copy_from_slice(&values[elements]),
             Stored::F16(values) => values[elements].convert_to_f32_slice(to),
             Stored::Bf16(values) => values[elements].convert_to_f32_slice(to),
+            Stored::Panels(panels) if self.order.is_none() => panels.read_row(at, to),
             Stored::Panels(_) => {
                 to.iter_mut().enumerate().for_each(|(col, to)| *to = self.get(row * self.cols + col));
             }

@@ -48,7 +48,7 @@ impl Description {
 
 /// A trained policy.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LoraPolicy {
+pub struct TrainedPolicy {
     /// What it was made for.
     pub description: Description,
     network: Network,
@@ -71,7 +71,7 @@ pub struct Decision {
     pub range: [usize; 2],
 }
 
-impl LoraPolicy {
+impl TrainedPolicy {
     /// Reads a policy file.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ mod tests {
     fn a_policy_that_was_written_decides_and_says_why() {
         let world = world(ActionKind::Count);
         let description = Description::new(world.scheme.clone(), Training::default());
-        let policy = LoraPolicy::from_bytes(&bytes(&description)).unwrap();
+        let policy = TrainedPolicy::from_bytes(&bytes(&description)).unwrap();
         assert_eq!(policy.description, description);
         let cell = world.scheme.cells()[0];
         let situation = world.draw(cell, Split::Test, &mut Random(1));
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn what_is_no_policy_is_refused_by_name() {
         let description = Description::new(scheme(ActionKind::Count), Training::default());
-        let message = |bytes: &[u8]| LoraPolicy::from_bytes(bytes).unwrap_err().to_string();
+        let message = |bytes: &[u8]| TrainedPolicy::from_bytes(bytes).unwrap_err().to_string();
         assert!(message(b"nothing").contains("policy"));
         assert!(message(&file(&[], None)).contains(METADATA));
         let later = Description { format: 2, ..description.clone() };
@@ -195,7 +195,7 @@ mod tests {
         let mut wider = description;
         wider.scheme.devices.push(wider.scheme.devices[0].clone());
         let good = bytes(&wider);
-        assert!(LoraPolicy::from_bytes(&good).is_ok());
+        assert!(TrainedPolicy::from_bytes(&good).is_ok());
         wider.scheme.action = ActionKind::Subset;
         assert!(message(&bytes(&wider)).contains("4 outputs"));
     }

@@ -1,5 +1,5 @@
-//! Decisions, without a GPU, a clock or a file: what ops cost in bytes, time, energy, heat and carbon on a device, and
-//! the policy that picks LoRA layers from that.
+//! Decisions, without a GPU, a clock or a file: what ops cost in bytes, time, energy, heat and carbon on a device, what
+//! LoRA a request gets, and the policies that pick LoRA layers from that.
 
 mod agent;
 pub mod carbon;
@@ -8,6 +8,7 @@ pub mod energy;
 pub mod environment;
 mod error;
 mod grid;
+mod lora;
 mod network;
 pub mod observation;
 mod profile;
@@ -20,12 +21,13 @@ pub mod thermal;
 pub mod workload;
 pub mod world;
 
-pub use agent::{Decision, Description, LoraPolicy, MAX_LENGTH, METADATA, Training};
+pub use agent::{Decision, Description, MAX_LENGTH, METADATA, TrainedPolicy, Training};
 pub use carbon::Carbon;
 pub use cost::{CostSource, OpCost, RowShape, StepShape, layer_of};
 pub use energy::{Coefficients, OpEnergy, Roofline, Tier};
 pub use error::{Error, Result};
 pub use grid::Grid;
+pub use lora::{FixedPolicy, LoraDecision, LoraPolicy, RequestFacts};
 pub use network::Network;
 pub use profile::{Figure, Profile};
 pub use quality::{Measured, Quality, StandIn};

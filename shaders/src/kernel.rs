@@ -47,9 +47,11 @@ mod composed {
 
 macro_rules! kernels {
     ($($name:ident),+) => {
-        /// All kernels.
-        pub static KERNELS: &[Kernel] =
-            &[$(Kernel { name: stringify!($name), sources: &composed::$name }),+];
+        /// All kernels, and variants: `NAME__variant` runs ops of the kernel NAME.
+        pub static KERNELS: &[Kernel] = &[
+            $(Kernel { name: stringify!($name), sources: &composed::$name }),+,
+            Kernel { name: "project__normed", sources: &composed::project__normed },
+        ];
     };
 }
 crate::for_each_kernel!(kernels);

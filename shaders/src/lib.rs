@@ -4,6 +4,7 @@
 //! `tests/kernels/NAME.rs`, its bench `benches/kernels/NAME.rs`. [`for_each_kernel!`] lists the names; every
 //! place that has a file per kernel expands it, so that a missing file does not compile.
 
+pub mod ceilings;
 mod kernel;
 pub mod params;
 mod step;

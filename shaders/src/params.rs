@@ -32,6 +32,11 @@ params! {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, function: u32, biased: u32,
         residual: u32,
     }
+    /// `project__normed.wgsl`.
+    ProjectNormed {
+        panels: Panels, k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, biased: u32, width: u32,
+        carried: u32, eps: f32,
+    }
     /// `gate_up.wgsl`.
     GateUp {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, outputs: u32, stride: u32, extent: u32, function: u32,
@@ -68,7 +73,7 @@ params! {
     Part { start: u32, rows: u32, offset: u32, _pad: u32 }
     /// `shared/lora.wgsl`.
     Site {
-        layer: u32, slots: u32, rank: u32, parts: u32, head: u32, first: u32, count: u32, _pad: u32,
+        layer: u32, slots: u32, rank: u32, parts: u32, head: u32, first: u32, count: u32, partials: u32,
         part: [Part; 4],
     }
 }

@@ -1,8 +1,10 @@
 // y = softmax(scale * q K^T) V over the positions that the row may see, by tiles at absolute multiples of 64 positions
 // with a running maximum (Milakov & Gimelshein 2018): a row's result depends on its own history alone.
+// t = A y of the site that is carried, one partial sum per head.
 // Grid: one workgroup per row and q head; lanes split positions for q K^T, head elements for the sum. Bound by reading K, V.
 
 import package::shared::cache::{Cache, cell, cell_stride};
+import package::shared::carry::{Carried, carry, next, values};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::{maximum, sum};
 import package::shared::step::{ROWS, count, step_row};
@@ -90,6 +92,13 @@ fn main(lane: Lane) {
         workgroupBarrier();
     }
     for (var i = lane.index; i < cache.head_dim; i += LANES) {
-        y[begin + i] = acc[i] / total;
+        let value = acc[i] / total;
+        y[begin + i] = value;
+        if next.parts != 0u {
+            values[i] = value;
+        }
     }
+    workgroupBarrier();
+    let width = params.heads * cache.head_dim;
+    carry(Carried(line, 1u, ROWS, head, head * cache.head_dim, cache.head_dim, width, 0u), lane);
 }

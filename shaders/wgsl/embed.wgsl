@@ -3,7 +3,7 @@
 
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::step::{ROWS, FROM_STATE, count, step_row};
-import package::shared::panels::{Panels, codes_at, decode, offsets_at, scales_at};
+import package::shared::panels::{Panels, codes_at, decode, offsets_at, prepare, scales_at};
 import package::shared::weights::{Packed, unpack};
 
 struct Params {
@@ -36,6 +36,8 @@ fn elements(id: u32, i: u32) -> vec4f {
 
 @compute @workgroup_size(64)
 fn main(lane: Lane) {
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     let line = group_index(lane);
     if line >= count(ROWS) {
         return;

@@ -1,9 +1,12 @@
 // Layer: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias; RMS: the same with mean = 0 and no bias.
-// Grid: one workgroup per row and group (a group is normalized on its own). Bound by latency: two passes over a row.
+// t = A y of the site that is carried, for rows that have LoRA there.
+// Grid: one workgroup per row and group (a group is normalized on its own), then one per row and rank row of that site.
+// Bound by latency: two passes over a row.
 
+import package::shared::carry::{a_pool, next, t_out, t_out_stride};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::sum;
-import package::shared::step::count;
+import package::shared::step::{count, lora_on, row_index, step_row};
 
 struct Params {
     width: u32,  // of a group
@@ -22,13 +25,8 @@ struct Params {
 @group(1) @binding(3) var<storage, read> bias: array<f32>;    // [width]
 @group(1) @binding(4) var<storage, read_write> y: array<f32>; // [n, stride]
 
-@compute @workgroup_size(64)
-fn main(lane: Lane) {
-    let index = group_index(lane);
-    if index >= count(params.extent) * params.groups {
-        return;
-    }
-    let begin = index / params.groups * params.stride + index % params.groups * params.width;
+// Mean, and 1 / the deviation, of the elements from `begin` on.
+fn moments(begin: u32, lane: Lane) -> vec2f {
     let width = f32(params.width);
     var mean = 0.0;
     if params.centered != 0u {
@@ -43,15 +41,60 @@ fn main(lane: Lane) {
         let d = x[begin + i] - mean;
         squares = fma(d, d, squares);
     }
-    let scale = 1.0 / sqrt(sum(squares, lane, LANES) / width + params.eps);
+    return vec2f(mean, 1.0 / sqrt(sum(squares, lane, LANES) / width + params.eps));
+}
+
+fn normed(begin: u32, i: u32, moments: vec2f) -> f32 {
+    var value = (x[begin + i] - moments.x) * moments.y;
+    if params.weighted != 0u {
+        value *= weight[i];
+    }
+    if params.biased != 0u {
+        value += bias[i];
+    }
+    return value;
+}
+
+fn rank_row(line: u32, output: u32, lane: Lane) {
+    if line >= count(params.extent) {
+        return;
+    }
+    let row = step_row(row_index(line, params.extent));
+    if !lora_on(row, next.layer) {
+        return;
+    }
+    let entry = output / next.rank * next.slots + row.slot;
+    let r = output % next.rank;
+    if r >= u32(a_pool[entry]) {
+        return;
+    }
+    let begin = line * params.stride;
+    let moments = moments(begin, lane);
+    let a = next.head + (entry * next.rank + r) * params.stride;
+    var acc = 0.0;
     for (var i = lane.index; i < params.width; i += LANES) {
-        var value = (x[begin + i] - mean) * scale;
-        if params.weighted != 0u {
-            value *= weight[i];
+        acc = fma(a_pool[a + i], normed(begin, i, moments), acc);
+    }
+    let total = sum(acc, lane, LANES);
+    if lane.index == 0u {
+        t_out[line * t_out_stride() + output] = total;
+    }
+}
+
+@compute @workgroup_size(64)
+fn main(lane: Lane) {
+    let index = group_index(lane);
+    let groups = count(params.extent) * params.groups;
+    if index >= groups {
+        let carried = next.parts * next.rank;
+        if carried > 0u {
+            rank_row((index - groups) / carried, (index - groups) % carried, lane);
         }
-        if params.biased != 0u {
-            value += bias[i];
-        }
-        y[begin + i] = value;
+        return;
+    }
+    let begin = index / params.groups * params.stride + index % params.groups * params.width;
+    let moments = moments(begin, lane);
+    for (var i = lane.index; i < params.width; i += LANES) {
+        y[begin + i] = normed(begin, i, moments);
     }
 }

@@ -4,10 +4,11 @@
 import package::shared::dots::{COLS, Sums, fold, masked, reduce, total};
 import package::shared::functions::activate;
 import package::shared::lane::{Lane, LANES, group_index};
-import package::shared::lora::add_lora;
+import package::shared::lora::{add_lora, site};
+import package::shared::matrix::weights;
+import package::shared::panels::{Panels, prepare};
+import package::shared::partials::add_partials;
 import package::shared::step::{count, row_index, step_row};
-import package::shared::panels::{Panels, codes_at, decode, offsets_at, scales_at};
-import package::shared::weights::{Packed, unpack};
 
 struct Params {
     panels: Panels, // of a quantized W
@@ -23,26 +24,10 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> weight: array<Packed>; // [rows, k4], or panels
 @group(1) @binding(2) var<storage, read> x: array<vec4f>;       // [n, k4]
 @group(1) @binding(3) var<storage, read> bias: array<f32>;      // [outputs of W]
 @group(1) @binding(4) var<storage, read> r: array<f32>;         // [n, stride]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
-
-// Elements 4 i .. 4 i + 3 of four weight rows, as columns.
-@if(nibbles || bytes)
-fn weights(block: u32, i: u32) -> mat4x4f {
-    let p = params.panels;
-    let scales = weight[scales_at(p, block, i)];
-    return decode(p, weight[codes_at(p, block, i)], scales, weight[offsets_at(p, block, i)], block, i);
-}
-
-@if(f32 || f16 || bf16)
-fn weights(block: u32, i: u32) -> mat4x4f {
-    let rows = min(vec4u(block * 4u) + vec4u(0u, 1u, 2u, 3u), vec4u(params.rows - 1u)) * params.k4 + i;
-    return transpose(mat4x4f(
-        unpack(weight[rows.x]), unpack(weight[rows.y]), unpack(weight[rows.z]), unpack(weight[rows.w])));
-}
 
 @compute @workgroup_size(64)
 fn main(lane: Lane) {
@@ -53,26 +38,35 @@ fn main(lane: Lane) {
     if block * 4u >= params.rows {
         return;
     }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
     var acc: Sums;
     for (var i = lane.index; i < params.k4; i += LANES) {
-        let w = weights(block, i);
+        let w = weights(params.panels, params.rows, params.k4, block, i);
         let used = select(4u, params.used, i + 1u == params.k4);
         for (var c = 0u; c < COLS; c++) {
             acc[c] = fold(acc[c], w, masked(x[min(column + c, n - 1u) * params.k4 + i], used));
         }
     }
     reduce(&acc, lane);
-    let line = column + lane.index / 4u;
+    let c = min(lane.index / 4u, COLS - 1u);
+    let line = column + c;
     let local = block * 4u + lane.index % 4u;
+    let output = params.first + local;
+    var value = total(lane.index % 4u, c, lane);
+    if params.biased != 0u {
+        value += bias[min(output, params.first + params.rows - 1u)];
+    }
+    if site.partials > 1u {
+        value = add_partials(value, output, line, column, n, params.extent, lane);
+    }
     if lane.index >= COLS * 4u || line >= n || local >= params.rows {
         return;
     }
-    let output = params.first + local;
-    var value = total(lane.index % 4u, lane.index / 4u, lane);
-    if params.biased != 0u {
-        value += bias[output];
+    if site.partials <= 1u {
+        value = add_lora(value, output, line, step_row(row_index(line, params.extent)));
     }
-    value = activate(params.function, add_lora(value, output, line, step_row(row_index(line, params.extent))));
+    value = activate(params.function, value);
     if params.residual != 0u {
         value += r[line * params.stride + output];
     }

@@ -1,11 +1,14 @@
-// A row's q, k, v heads: RMS norm of each q and k head if there is one, rotation of q and k; q out, k and v to the cache.
+// A row's q, k, v heads: B t is added; RMS norm of each q and k head if there is one, rotation of q and k; q out, k and v to the cache.
 // Grid: one workgroup per row and head (q heads, k heads, v heads). Bound by latency.
 
 import package::shared::cache::{Cache, cell, cell_stride};
 import package::shared::lane::{Lane, LANES, group_index};
+import package::shared::lora::add_lora;
 import package::shared::reduce::sum;
 import package::shared::rotate::{partner, rotated};
 import package::shared::step::{ROWS, count, step_row};
+
+@id(0) override HEAD_DIM: u32; // padded to 4
 
 struct Params {
     cache: Cache,
@@ -24,7 +27,9 @@ struct Params {
 @group(1) @binding(2) var<storage, read> norms: array<f32>;         // [q weight, k weight; head_dim]
 @group(1) @binding(4) var<storage, read_write> k_cache: array<f32>; // [cells, positions, head_dim padded]
 @group(1) @binding(5) var<storage, read_write> v_cache: array<f32>; // [cells, positions, head_dim padded]
-@group(1) @binding(6) var<storage, read_write> q: array<f32>;       // [n, q_stride]
+@group(1) @binding(9) var<storage, read_write> q: array<f32>;       // [n, q_stride]
+
+var<workgroup> values: array<f32, HEAD_DIM>;
 
 // What multiplies element i of a head: norm 0 is q's, 1 is k's, others are none.
 fn weight(norm: u32, scale: f32, i: u32) -> f32 {
@@ -55,14 +60,17 @@ fn main(lane: Lane) {
     }
     var squares = 0.0;
     for (var i = lane.index; i < cache.head_dim; i += LANES) {
-        squares = fma(qkv[begin + i], qkv[begin + i], squares);
+        let value = add_lora(qkv[begin + i], head * cache.head_dim + i, line, row);
+        values[i] = value;
+        squares = fma(value, value, squares);
     }
+    // The sum's barriers also lie between the values and their readers.
     let scale = 1.0 / sqrt(sum(squares, lane, LANES) / f32(cache.head_dim) + params.eps);
     let to = (own * cache.positions + row.position) * cell_stride(cache);
     for (var i = lane.index; i < cache.head_dim; i += LANES) {
         let j = partner(i, pairs);
-        let other = qkv[begin + j] * weight(kind, scale, j);
-        let value = rotated(qkv[begin + i] * weight(kind, scale, i), other, i, row, pairs, params.positions);
+        let other = values[j] * weight(kind, scale, j);
+        let value = rotated(values[i] * weight(kind, scale, i), other, i, row, pairs, params.positions);
         switch kind {
             case 0u: { q[line * params.q_stride + head * cache.head_dim + i] = value; }
             case 1u: { k_cache[to + i] = value; }

@@ -1,11 +1,13 @@
 //! Attention over the cache.
 
+use std::sync::Arc;
+
 use wattle_engine::Row;
-use wattle_engine::backend::Capacity;
+use wattle_engine::backend::{Capacity, Step};
 use wattle_engine::plan::{Attend, Extent, KvShape, OpKind, TensorId};
 
-use crate::Case;
-use crate::fixture::{Draft, Random, step};
+use crate::fixture::{Draft, Random, carrying, lora_rows, site_in_parts, slots, step};
+use crate::{Act, Case};
 
 /// Measured on the CPU's f32 kernels: 5.3e-7 over up to 140 positions; WGSL lets exp be a few ulp off.
 const TOLERANCE: f32 = 6e-6;
@@ -31,7 +33,24 @@ pub fn cases() -> Vec<Case> {
         case("window of one", shape(3, 1, 8), &[(0, 70), (1, 0)], Some(1)),
         case("window of 65", shape(4, 2, 10), &[(0, 130), (1, 64), (2, 20)], Some(65)),
         case("chunk with a window", shape(2, 2, 12), &[7, 8, 9, 10].map(|p| (0, p)), Some(3)),
+        carrying_case("one row, carrying", shape(1, 1, 3), &[(0, 5)]),
+        carrying_case("a chunk, carrying", shape(6, 2, 10), &[1, 2, 3, 4, 5, 6, 7, 8, 9].map(|p| (1, p))),
+        carrying_case("three sequences, carrying", shape(14, 2, 64), &[(0, 70), (1, 0), (2, 65)]),
     ]
+}
+
+/// With A y of the projection behind it, a partial sum per head.
+fn carrying_case(name: &str, shape: KvShape, rows: &[(u32, u32)]) -> Case {
+    let random = &mut Random(7);
+    let site = site_in_parts(shape.q_width(), &[9], shape.head_dim);
+    let case = case(name, shape, rows, None);
+    let Some(Act::Run { range, step, import }) = case.acts.into_iter().next() else { unreachable!() };
+    let kinds = lora_rows(rows.len(), random);
+    let merged = |(row, kind): (&Row, Row)| Row { slot: kind.slot, lora: kind.lora, ..*row };
+    let rows = step.rows.iter().zip(kinds).map(merged).collect();
+    let acts = vec![Act::Run { range, step: Step { rows, ..step }, import }];
+    let plan = Arc::new(carrying((*case.plan).clone(), &site));
+    Case { name: case.name, plan, acts, slots: slots(&site, random), kv: case.kv, ..case }
 }
 
 fn case(name: &str, shape: KvShape, rows: &[(u32, u32)], window: Option<u32>) -> Case {

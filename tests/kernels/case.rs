@@ -6,7 +6,7 @@ use std::sync::Arc;
 use wattle_engine::adapter::Factors;
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{Backend, Capacity, Doors, Limits, Step};
-use wattle_engine::plan::{Plan, TensorId};
+use wattle_engine::plan::{Op, Plan, TensorId};
 use wattle_engine::{Precision, Result, Sampled};
 
 use crate::compare::{Checked, Failure, compare};
@@ -107,7 +107,7 @@ impl Case {
         for act in &self.acts {
             match act {
                 Act::Run { range, step, import } => {
-                    let taps = self.plan.ops[range.clone()].iter().filter_map(|op| op.output).collect();
+                    let taps = self.plan.ops[range.clone()].iter().flat_map(Op::outputs).collect();
                     let doors = Doors { range: range.clone(), import: import.clone(), taps };
                     let mut values = backend.run(plan, step, &doors)?;
                     for id in doors.taps {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use wattle_engine::backend::Step;
-use wattle_engine::plan::{Extent, TensorId};
+use wattle_engine::plan::{Extent, Op, TensorId};
 use wattle_engine::{FROM_STATE, NO_INDEX, Row};
 
 use crate::case::{Act, Case, Make, Seen};
@@ -94,7 +94,7 @@ impl Case {
         let [Act::Run { step, .. }] = self.acts.as_slice() else { return Ok(()) };
         let row = step.rows[index];
         let sample = step.samples.iter().position(|sample| sample.row as usize == index);
-        let outputs: Vec<_> = self.plan.ops.iter().filter_map(|op| op.output).collect();
+        let outputs: Vec<_> = self.plan.ops.iter().flat_map(Op::outputs).collect();
         for (at, (whole, alone)) in whole.iter().zip(alone).enumerate() {
             let (Seen::Floats(name, whole), Seen::Floats(_, alone)) = (whole, alone) else { continue };
             let (width, lines) = match outputs.get(at).map(|&id| self.plan.tensor(id)) {

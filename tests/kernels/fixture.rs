@@ -10,7 +10,7 @@ use wattle_engine::model::{
     Bits, Bytes, Dtype, Format, INT4, INT8, Matrix, Offset, PanelFormat, Q4_0, Q4_1, Q8_0, Vector,
 };
 use wattle_engine::plan::{
-    Extent, KvShape, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
+    Carry, Extent, KvShape, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
 };
 use wattle_engine::{LayerMask, NO_INDEX, Row, Sample};
 
@@ -139,7 +139,7 @@ impl Draft {
     pub fn op(&mut self, kind: OpKind, inputs: &[TensorId], output: Option<(Extent, usize)>) -> TensorId {
         let name = kind.kernel();
         let output = output.map(|(extent, width)| self.tensor(name, extent, width));
-        self.0.ops.push(Op { name: name.into(), kind, inputs: inputs.to_vec(), output });
+        self.0.ops.push(Op { name: name.into(), kind, inputs: inputs.to_vec(), output, carry: None });
         output.unwrap_or(TensorId(u32::MAX))
     }
 
@@ -149,6 +149,15 @@ impl Draft {
         self.op(kind, &inputs, Some((extent, output)));
         self.0
     }
+}
+
+/// The plan, its first op carrying A x of a site.
+pub fn carrying(mut plan: Plan, site: &Arc<Site>) -> Plan {
+    let t = TensorId(plan.tensors.len() as u32);
+    let extent = plan.tensors[0].extent;
+    plan.tensors.push(Tensor { name: "t".into(), extent, width: site.t_len() });
+    plan.ops[0].carry = Some(Carry { site: Arc::clone(site), t });
+    plan
 }
 
 /// `n` rows of three sequences, from position 2 on, with random tokens.
@@ -185,6 +194,11 @@ const LAYER: u32 = 37;
 
 /// A site with room for ranks up to 6 in four slots, whose targets have these outputs, one after the other.
 pub fn site(cols: usize, outputs: &[usize]) -> Arc<Site> {
+    site_in_parts(cols, outputs, cols)
+}
+
+/// The same, t being sums over `part` columns each.
+pub fn site_in_parts(cols: usize, outputs: &[usize], part: usize) -> Arc<Site> {
     let names = [Target::Q, Target::K, Target::V];
     let mut start = 0;
     let target = |(&target, &rows): (&Target, &usize)| {
@@ -197,6 +211,7 @@ pub fn site(cols: usize, outputs: &[usize]) -> Arc<Site> {
         cols,
         targets,
         capacity: LoraCapacity { slots: 4, rank: 6, outside: true },
+        part,
     })
 }
 
@@ -237,14 +252,16 @@ pub fn lora_rows(n: usize, random: &mut Random) -> Vec<Row> {
 
 /// t for the rows that have one, NaN elsewhere: nobody may read that.
 pub fn t_values(site: &Site, slots: &[Option<Arc<Factors>>], rows: &[Row], random: &mut Random) -> Vec<f32> {
-    let mut values = vec![f32::NAN; rows.len() * site.t_width()];
+    let mut values = vec![f32::NAN; rows.len() * site.t_len()];
     for (line, row) in rows.iter().enumerate().filter(|(_, row)| row.lora_in(site.layer)) {
         for (index, target) in site.targets.iter().enumerate() {
             let place = Place { layer: site.layer, target: target.target };
             let factors = slots.get(row.slot as usize).and_then(|slot| slot.as_ref());
             let rank = factors.and_then(|factors| factors.pairs.get(&place)).map_or(0, |pair| pair.rank);
-            let start = line * site.t_width() + index * site.capacity.rank;
-            values[start..start + rank].copy_from_slice(&random.numbers(rank, 1.0));
+            for partial in line * site.partials()..(line + 1) * site.partials() {
+                let start = partial * site.t_width() + index * site.capacity.rank;
+                values[start..start + rank].copy_from_slice(&random.numbers(rank, 1.0));
+            }
         }
     }
     values

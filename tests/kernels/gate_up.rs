@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use wattle_engine::adapter::Factors;
+use wattle_engine::backend::Step;
 use wattle_engine::model::{Activation, Dtype, Format};
-use wattle_engine::plan::{Extent, GateUp, OpKind, TensorId};
+use wattle_engine::plan::{Extent, GATE_UP_PART, GateUp, OpKind, Site, TensorId};
 
-use crate::Case;
-use crate::fixture::{Draft, QUANTIZED, Random, lora_rows, rows, site, slots, step, t_values};
+use crate::fixture::{
+    Draft, QUANTIZED, Random, carrying, lora_rows, rows, site, site_in_parts, slots, step, t_values,
+};
+use crate::{Act, Case};
 
 /// As for `project`; the product of two sums has the errors of both.
 const TOLERANCE: f32 = 2.0 * crate::project::TOLERANCE;
@@ -28,7 +32,42 @@ pub fn cases() -> Vec<Case> {
     let quantized = QUANTIZED.into_iter().enumerate();
     let quantized =
         quantized.map(|(i, format)| case(65 + 30 * i, 16 + 7 * i, 1 + i, format, silu, i % 2 > 0));
-    dense.into_iter().chain(quantized).collect()
+    let carried = [
+        (3, 1, 1, f32, false),
+        (64, 33, 9, f16, true),
+        (65, 16, 1, bf16, true),
+        (130, 77, 4, f32, true),
+        (31, 15, 8, f32, false),
+    ];
+    let carried = carried.map(|(inputs, outputs, n, dtype, lora)| {
+        carrying_case(case(inputs, outputs, n, dtype, silu, lora), outputs)
+    });
+    let in_panels = QUANTIZED
+        .into_iter()
+        .enumerate()
+        .map(|(i, format)| carrying_case(case(64, 30 + 3 * i, 1 + i, format, silu, i % 2 == 0), 30 + 3 * i));
+    dense.into_iter().chain(quantized).chain(carried).chain(in_panels).collect()
+}
+
+/// With A y of the projection behind it, a partial sum per 16 outputs.
+fn carrying_case(case: Case, outputs: usize) -> Case {
+    let random = &mut Random(outputs as u64);
+    // The projections of one step are of one layer, but of other targets.
+    let site = site_in_parts(outputs, &[0, 0, 9], GATE_UP_PART.min(outputs));
+    let site = Arc::new(Site { targets: vec![site.targets[2]], ..(*site).clone() });
+    let Some(Act::Run { range, step, import }) = case.acts.into_iter().next() else { unreachable!() };
+    let lora = !case.slots.is_empty();
+    let rows = if lora { step.rows.clone() } else { lora_rows(step.rows.len(), random) };
+    let acts = vec![Act::Run { range, step: Step { rows, ..step }, import }];
+    let more = slots(&site, random);
+    let own = if lora { case.slots } else { vec![None; more.len()] };
+    let merged = |(own, more): (Option<Arc<Factors>>, Option<Arc<Factors>>)| {
+        let pairs = own.iter().chain(&more).flat_map(|factors| factors.pairs.clone()).collect();
+        (own.is_some() || more.is_some()).then(|| Arc::new(Factors { pairs }))
+    };
+    let slots = own.into_iter().zip(more).map(merged).collect();
+    let plan = Arc::new(carrying((*case.plan).clone(), &site));
+    Case { name: format!("{}, carrying", case.name), plan, acts, slots, kv: case.kv, ..case }
 }
 
 fn case(

@@ -4,7 +4,7 @@ use wattle_engine::model::{NormKind, NormWeights};
 use wattle_engine::plan::{Extent, Norm, OpKind, TensorId};
 
 use crate::Case;
-use crate::fixture::{Draft, Random, rows, step};
+use crate::fixture::{Draft, Random, carrying, lora_rows, rows, site, slots, step};
 
 /// Measured on the CPU's f32 kernels: 3.3e-7 at most; a GPU's inverse square root may be 2 ulp off, and its sums run
 /// in other orders.
@@ -30,7 +30,33 @@ pub fn cases() -> Vec<Case> {
         (rms, 320, 5, 3, 0.0),
         (rms, 640, 1, 33, 0.0),
     ];
-    shapes.map(|(kind, width, groups, n, mean)| case(kind, width, groups, n, mean)).into()
+    let carried = [
+        (rms, 1, 1, Extent::Rows),
+        (rms, 65, 9, Extent::Rows),
+        (layer, 64, 2, Extent::Rows),
+        (layer, 173, 7, Extent::Rows),
+        (rms, 515, 33, Extent::Rows),
+        (rms, 130, 9, Extent::Samples),
+    ];
+    let shapes = shapes.map(|(kind, width, groups, n, mean)| case(kind, width, groups, n, mean));
+    let carried = carried.map(|(kind, width, n, extent)| carrying_case(kind, width, n, extent));
+    shapes.into_iter().chain(carried).collect()
+}
+
+/// With A y of one or three projections.
+fn carrying_case(kind: NormKind, width: usize, n: usize, extent: Extent) -> Case {
+    let random = &mut Random(width as u64);
+    let site = site(width, &[8, 4, 4][..1 + n % 3]);
+    let (weight, bias) = (random.vector(width), random.vector(width));
+    let weights = NormWeights { weight: Some(weight), bias: (kind == NormKind::Layer).then_some(bias) };
+    let norm = Norm { kind, weights, eps: 1e-5, groups: 1 };
+    let plan = carrying(Draft::new().map(OpKind::Norm(norm), extent, &[width], width), &site);
+    let step = step(lora_rows(n, random), 0, 2);
+    let lines = if extent == Extent::Rows { n } else { step.samples.len() };
+    let import = vec![(TensorId(0), random.numbers(lines * width, 1.0))];
+    let name = format!("{kind:?}, {n} {extent:?} of {width}, carrying");
+    let slots = slots(&site, random);
+    Case { slots, tolerance: TOLERANCE, ..Case::new(name, plan, step, import) }
 }
 
 fn case(kind: NormKind, width: usize, groups: usize, n: usize, mean: f32) -> Case {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use wattle_engine::backend::Step;
-use wattle_engine::model::{Activation, Dtype, Format, Matrix};
-use wattle_engine::plan::{Extent, OpKind, Project, Site, TensorId};
+use wattle_engine::model::{Activation, Dtype, Format, Matrix, NormKind, NormWeights};
+use wattle_engine::plan::{Extent, Norm, OpKind, Project, Site, TensorId};
 
 use crate::Case;
 use crate::fixture::{
-    Draft, QUANTIZED, Random, VOCAB, lora_rows, rows, sampled_rows, site, slots, step, t_values,
+    Draft, QUANTIZED, Random, VOCAB, carrying, lora_rows, rows, sampled_rows, site, site_in_parts, slots,
+    step, t_values,
 };
 
 /// Measured on the CPU's f32 kernels: 1.8e-7 at most (sums of up to 1031 terms); other orders of summation may differ
@@ -52,11 +53,18 @@ pub fn cases() -> Vec<Case> {
     cases.extend([1, 2, 5, 8, 9].map(|n| with_all(n, None, true)));
     cases.extend([(1, f32), (4, f16), (9, bf16)].map(|(n, dtype)| stacked(n, dtype)));
     cases.extend([(9, 3), (9, 1), (1, 1)].map(|(n, every)| head(n, every)));
+    let parts = [(1, 65), (2, 10), (5, 3), (9, 4), (8, 1)];
+    cases.extend(parts.map(|(n, part)| in_parts(n, part)));
+    let shapes = [(1, 1, 1), (3, 5, 2), (64, 65, 9), (173, 33, 4), (1031, 16, 8), (65, 128, 5)];
+    cases.extend(shapes.map(|(inputs, outputs, n)| normed(inputs, outputs, n, f32)));
+    cases.extend([(70, 40, 1, f16), (130, 21, 33, bf16)].map(|(i, o, n, dtype)| normed(i, o, n, dtype)));
+    let formats = QUANTIZED.into_iter().enumerate();
+    cases.extend(formats.map(|(i, format)| normed(64 + 7 * i, 16 + 5 * i, 1 + i, format)));
     cases
 }
 
 fn project(weight: Arc<Matrix>) -> Project {
-    Project { weight, bias: None, lora: None, activation: None, residual: false }
+    Project { norm: None, weight, bias: None, lora: None, activation: None, residual: false }
 }
 
 fn finish(name: String, plan: wattle_engine::plan::Plan, step: Step, inputs: Vec<Vec<f32>>) -> Case {
@@ -112,6 +120,37 @@ fn stacked(n: usize, format: impl Into<Format>) -> Case {
     let width = outputs.iter().sum();
     let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &[inputs, site.t_width()], width);
     lora_case(format!("{n} rows, stacked, {format}"), plan, &site, n, 1, vec![], random)
+}
+
+/// t in partial sums.
+fn in_parts(n: usize, part: usize) -> Case {
+    let (inputs, outputs) = (65, 77);
+    let random = &mut Random(n as u64);
+    let site = site_in_parts(inputs, &[outputs], part);
+    let weight = random.matrix(outputs, inputs, Dtype::F32);
+    let op = Project { lora: Some(Arc::clone(&site)), residual: true, ..project(weight) };
+    let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &[inputs, site.t_len(), outputs], outputs);
+    let residual = random.numbers(n * outputs, 1.0);
+    lora_case(format!("{n} rows, t in parts of {part}"), plan, &site, n, 1, vec![residual], random)
+}
+
+/// An RMS norm first; rows have squares down to the size of ε, so that a wrong ε shows. Odd n carry A x.
+fn normed(inputs: usize, outputs: usize, n: usize, format: impl Into<Format>) -> Case {
+    let format = format.into();
+    let random = &mut Random((inputs * outputs) as u64);
+    let weights = NormWeights { weight: (n != 2).then(|| random.vector(inputs)), bias: None };
+    let norm = Some(Norm { kind: NormKind::Rms, weights, eps: 1e-5, groups: 1 });
+    let bias = (!outputs.is_multiple_of(3)).then(|| random.vector(outputs));
+    let op = Project { norm, bias, ..project(random.matrix(outputs, inputs, format)) };
+    let plan = Draft::new().map(OpKind::Project(op), Extent::Rows, &[inputs], outputs);
+    let x = (0..n).flat_map(|line| random.numbers(inputs, [1.0, 3e-3, 30.0][line % 3])).collect();
+    let name = format!("{n} rows, norm, {inputs} → {outputs}, {format}");
+    if n.is_multiple_of(2) {
+        return finish(name, plan, step(rows(n, random), 0, 1), vec![x]);
+    }
+    let site = site(inputs, &[7, 2, 3]);
+    let (slots, step) = (slots(&site, random), step(lora_rows(n, random), 0, 1));
+    Case { slots, ..finish(format!("{name}, carrying"), carrying(plan, &site), step, vec![x]) }
 }
 
 /// Only for sampled rows, whose slots and masks are those of their rows.

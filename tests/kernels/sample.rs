@@ -53,7 +53,7 @@ fn plan(vocab: usize, columns: &[f32]) -> Plan {
     let table = matrix(vocab, COLUMNS, Dtype::F32, &one_hot);
     let head: Vec<f32> = (0..vocab * COLUMNS).map(|i| columns[i % COLUMNS * vocab + i / COLUMNS]).collect();
     let weight = matrix(vocab, COLUMNS, Dtype::F32, &head);
-    let head = Project { weight, bias: None, lora: None, activation: None, residual: false };
+    let head = Project { norm: None, weight, bias: None, lora: None, activation: None, residual: false };
     let x = draft.op(OpKind::Embed { table }, &[], Some((Extent::Rows, COLUMNS)));
     let x = draft.op(OpKind::Select, &[x], Some((Extent::Samples, COLUMNS)));
     let logits = draft.op(OpKind::Project(head), &[x], Some((Extent::Samples, vocab)));

@@ -6,6 +6,7 @@ mod join;
 mod load;
 mod modules;
 mod ordered;
+mod residency;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,8 @@ use std::sync::Arc;
 
 pub use factors::{Factors, Pair, Place, Target};
 pub use join::join;
+pub(crate) use residency::Residency;
+pub use residency::ResidencyCounts;
 
 use crate::Result;
 use crate::model::Spec;

@@ -14,11 +14,20 @@ pub struct Limits {
     /// For tests: every activation buffer is poisoned with NaN before each run through doors, and followed by guard
     /// words that [`super::Backend::check_guards`] compares.
     pub guards: bool,
+    /// For tests: after so many steps the device is lost (a GPU's is destroyed), and the next step fails.
+    pub lost_after: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { binding: u64::MAX, workgroups: u32::MAX, subgroups: true, f16: true, guards: false }
+        Self {
+            binding: u64::MAX,
+            workgroups: u32::MAX,
+            subgroups: true,
+            f16: true,
+            guards: false,
+            lost_after: None,
+        }
     }
 }
 

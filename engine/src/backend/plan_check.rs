@@ -3,8 +3,8 @@
 use wattle_kernels_cpu::ColumnOrder;
 
 use crate::error::{Error, Result};
-use crate::model::{Format, Matrix, NormWeights, Vector};
-use crate::plan::{Extent, Op, OpKind, Plan, Site, TensorId};
+use crate::model::{Format, Matrix, NormKind, NormWeights, Vector};
+use crate::plan::{Carry, Extent, GATE_UP_PART, Norm, Op, OpKind, Plan, Site, TensorId};
 
 /// Whether every op's inputs, output and parameters have the shapes that its kind asks for, and inputs are written
 /// before they are read.
@@ -17,12 +17,11 @@ pub(crate) fn plan(plan: &Plan) -> Result<()> {
     }
     for (index, op) in plan.ops.iter().enumerate() {
         let wrong = |reason: String| Err(Error::value(format!("plan op {}", op.name), reason));
-        let ids: Vec<TensorId> = op.inputs.iter().copied().chain(op.output).collect();
+        let ids: Vec<TensorId> = op.inputs.iter().copied().chain(op.outputs()).collect();
         if let Some(id) = ids.iter().find(|id| id.0 as usize >= plan.tensors.len()) {
             return wrong(format!("tensor {} does not exist", id.0));
         }
-        if op.output.is_some_and(|out| plan.ops[..=index].iter().any(|earlier| earlier.inputs.contains(&out)))
-        {
+        if op.outputs().any(|out| plan.ops[..=index].iter().any(|earlier| earlier.inputs.contains(&out))) {
             return wrong("its output was read before".into());
         }
         let widths: Vec<usize> = op.inputs.iter().map(|&id| plan.tensor(id).width).collect();
@@ -36,6 +35,9 @@ pub(crate) fn plan(plan: &Plan) -> Result<()> {
                 ));
             }
             Some(_) => {}
+        }
+        if op.carry.as_ref().is_some_and(|carry| !carry_fits(plan, op, carry)) {
+            return wrong("it cannot carry the A x of its LoRA site".into());
         }
         let extents: Vec<Extent> = ids.iter().map(|&id| plan.tensor(id).extent).collect();
         let fits = match op.kind {
@@ -60,7 +62,7 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
     let pairs = plan.rope.as_ref().map(|rope| rope.pairs());
     let rotates = |head_dim: usize| pairs.is_some_and(|pairs| 2 * pairs <= head_dim);
     let lora =
-        |site: &Option<_>| site.iter().map(|site: &std::sync::Arc<Site>| site.t_width()).collect::<Vec<_>>();
+        |site: &Option<_>| site.iter().map(|site: &std::sync::Arc<Site>| site.t_len()).collect::<Vec<_>>();
     let (inputs, output, fits) = match &op.kind {
         OpKind::Embed { table } => (vec![], table.cols, self::table(table) && table.rows >= plan.vocab),
         OpKind::AddPosition { table, .. } => (vec![table.cols], table.cols, self::table(table)),
@@ -74,11 +76,12 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
             let rows = p.weight.rows;
             let inputs = [vec![p.weight.cols], lora(&p.lora), vec![rows; usize::from(p.residual)]].concat();
             let site = p.lora.as_ref().is_none_or(|s| s.cols == p.weight.cols && site_fits(s, rows));
-            (inputs, rows, matrix(&p.weight) && vector(&p.bias, rows) && site)
+            let norm = p.norm.as_ref().is_none_or(|norm| prologue_fits(norm, p.weight.cols));
+            (inputs, rows, matrix(&p.weight) && vector(&p.bias, rows) && site && norm)
         }
-        OpKind::LoraDown { site } => (vec![site.cols], site.t_width(), true),
-        OpKind::LoraEmbed { site } => (vec![], site.t_width(), site.cols >= plan.vocab),
-        OpKind::LoraUp { site } => (vec![first, site.t_width()], first, site_fits(site, first)),
+        OpKind::LoraDown { site } => (vec![site.cols], site.t_len(), whole(site)),
+        OpKind::LoraEmbed { site } => (vec![], site.t_len(), whole(site) && site.cols >= plan.vocab),
+        OpKind::LoraUp { site } => (vec![first, site.t_len()], first, whole(site) && site_fits(site, first)),
         OpKind::Rope { heads, head_dim } => (vec![heads * head_dim], heads * head_dim, rotates(*head_dim)),
         OpKind::KvWrite { layer } => return layer_exists(*layer).then(|| (vec![kv.width(); 2], None)),
         OpKind::Attend(attend) => (vec![kv.q_width()], kv.q_width(), layer_exists(attend.layer)),
@@ -88,13 +91,15 @@ fn expected(plan: &Plan, op: &Op, first: usize) -> Option<(Vec<usize>, Option<us
         OpKind::Sample => return Some((vec![plan.vocab], None)),
         OpKind::RopeKv(op) => {
             let norms = [&op.q_norm, &op.k_norm].into_iter().flatten().all(|n| norm_weights(n, kv.head_dim));
-            let fits = layer_exists(op.layer) && norms && (!op.rotate || rotates(kv.head_dim));
-            (vec![kv.q_width() + 2 * kv.width()], kv.q_width(), fits)
+            let width = kv.q_width() + 2 * kv.width();
+            let site = op.lora.as_ref().is_none_or(|site| whole(site) && site_fits(site, width));
+            let fits = layer_exists(op.layer) && norms && site && (!op.rotate || rotates(kv.head_dim));
+            ([vec![width], lora(&op.lora)].concat(), kv.q_width(), fits)
         }
         OpKind::GateUp(g) => {
             let (rows, cols) = (g.gate.rows, g.gate.cols);
             let biases = vector(&g.gate_bias, rows) && vector(&g.up_bias, rows);
-            let site = g.lora.as_ref().is_none_or(|s| s.cols == cols && site_fits(s, 2 * rows));
+            let site = g.lora.as_ref().is_none_or(|s| s.cols == cols && whole(s) && site_fits(s, 2 * rows));
             let same = (g.up.rows, g.up.cols, &g.up.order) == (rows, cols, &g.gate.order);
             (
                 [vec![cols], lora(&g.lora)].concat(),
@@ -127,6 +132,31 @@ fn vector<T: std::ops::Deref<Target = Vector>>(vector: &Option<T>, len: usize) -
 
 fn norm_weights(weights: &NormWeights, len: usize) -> bool {
     vector(&weights.weight, len) && vector(&weights.bias, len)
+}
+
+/// Whether a norm has the form that a projection takes.
+fn prologue_fits(norm: &Norm, width: usize) -> bool {
+    let rms = norm.kind == NormKind::Rms && norm.groups == 1 && norm.weights.bias.is_none();
+    rms && norm_weights(&norm.weights, width)
+}
+
+/// Whether an op makes the input of a site in the parts that the site has.
+fn carry_fits(plan: &Plan, op: &Op, carry: &Carry) -> bool {
+    let site = &*carry.site;
+    let (cols, part) = match &op.kind {
+        OpKind::Norm(norm) if norm.groups == 1 => (plan.tensor(op.inputs[0]).width, None),
+        OpKind::Project(p) if p.norm.is_some() && p.lora.is_none() => (p.weight.cols, None),
+        OpKind::Attend(_) => (plan.kv.q_width(), Some(plan.kv.head_dim)),
+        OpKind::GateUp(g) => (g.gate.rows, Some(GATE_UP_PART)),
+        _ => return false,
+    };
+    let part = part.unwrap_or(cols).min(cols);
+    (site.cols, site.part, site.t_len()) == (cols, part, plan.tensor(carry.t).width)
+}
+
+/// Whether t is not in partial sums.
+fn whole(site: &Site) -> bool {
+    site.partials() == 1
 }
 
 fn site_fits(site: &Site, outputs: usize) -> bool {

@@ -8,7 +8,7 @@ use wattle_shaders::{FROM_STATE, LONG_ROPE, NO_INDEX};
 use super::{Capacity, Doors, Step};
 use crate::adapter::Factors;
 use crate::error::{Error, Result};
-use crate::plan::{Extent, OpKind, Plan, Site};
+use crate::plan::{Extent, Op, OpKind, Plan, Site};
 
 /// What a step of a plan must stay within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ pub fn doors(plan: &Plan, step: &Step, doors: &Doors) -> Result<()> {
         }
     }
     for id in &doors.taps {
-        if !ops.iter().any(|op| op.output == Some(*id)) {
+        if !ops.iter().any(|op| op.outputs().any(|output| output == *id)) {
             return Err(Error::value(format!("doors.taps {}", name(*id)), "no op of the range writes it"));
         }
     }
@@ -156,7 +156,7 @@ pub fn lines(extent: Extent, step: &Step) -> usize {
 
 /// The LoRA sites of a plan.
 pub fn sites(plan: &Plan) -> impl Iterator<Item = &Site> {
-    (0..plan.ops.len()).filter_map(|index| plan.site(index)).map(|site| &**site)
+    plan.ops.iter().flat_map(Op::sites).map(|site| &**site)
 }
 
 /// Whether a slot's factors fit the sites of a plan (places that the plan has not are ignored).

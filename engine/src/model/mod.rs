@@ -6,6 +6,7 @@ mod config;
 mod families;
 mod format;
 mod matrix;
+mod pooled;
 mod published;
 mod quantize;
 mod rope;
@@ -22,6 +23,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+pub(crate) use aligned::AlignedBytes;
 use checkpoint::Checkpoint;
 pub(crate) use config::{Fields, read_bounded};
 pub use format::{BLOCK, Bits, Format, INT4, INT8, Offset, PANEL, PanelFormat, Q4_0, Q4_1, Q8_0};
@@ -84,9 +86,24 @@ impl Model {
     /// # Errors
     /// [`Error::Value`] when the shape is not known or memory is too small for it.
     pub fn random(shape: &str, dtype: Dtype, seed: u64) -> Result<Self> {
+        Self::of_shape(shape, &mut shapes::Random::new(dtype, seed))
+    }
+
+    /// A model of a known shape with random matrices that are quantized already; what stays dense is bf16. They are
+    /// overlapping ranges of a few random blocks: the host keeps hardly more than the largest matrix has, and a device
+    /// that copies its weights all of the model's bytes. A CPU, which reads them in place, would find them in its
+    /// caches: measure it with [`Self::random`] and [`Self::quantized`].
+    ///
+    /// # Errors
+    /// [`Error::Value`] when the shape is not known or memory is too small for it.
+    pub fn random_quantized(shape: &str, quant: Quant, seed: u64) -> Result<Self> {
+        Self::of_shape(shape, &mut pooled::Pooled::new(quant, Dtype::Bf16, seed))
+    }
+
+    fn of_shape(shape: &str, source: &mut dyn weights::Source) -> Result<Self> {
         let config = Fields::parse(Path::new(shape), shapes::config(shape)?.as_bytes())?;
         let (spec, layout) = families::read(&config, None)?;
-        let weights = weights::assemble(&spec, &layout, &mut shapes::Random::new(dtype, seed))?;
+        let weights = weights::assemble(&spec, &layout, source)?;
         Ok(Self { spec, weights, dir: PathBuf::new() })
     }
 

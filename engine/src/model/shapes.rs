@@ -87,6 +87,20 @@ impl Random {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.state)
     }
+
+    /// Random elements of a pattern.
+    pub(super) fn fill(&mut self, pattern: &Pattern, data: &mut [u8]) {
+        /// Words that one generator makes.
+        const CHUNK: usize = 1 << 16;
+        let seed = self.next();
+        data.par_chunks_mut(8 * CHUNK).enumerate().for_each(|(chunk, bytes)| {
+            let mut state = mix(seed.wrapping_add(chunk as u64)) | 1; // xorshift must not start from 0
+            let mut word = || pattern.of(xorshift(&mut state)).to_ne_bytes();
+            let (words, rest) = bytes.as_chunks_mut();
+            words.iter_mut().for_each(|bytes| *bytes = word());
+            rest.iter_mut().zip(word()).for_each(|(byte, random)| *byte = random);
+        });
+    }
 }
 
 impl Source for Random {
@@ -96,19 +110,10 @@ impl Source for Random {
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize, _order: Order) -> Result<Matrix> {
-        /// Words that one generator makes.
-        const CHUNK: usize = 1 << 16;
         let no_memory = || Error::value("shape", format!("no memory for {name}, [{rows}, {cols}]"));
         let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(self.dtype.size()));
         let mut data = bytes.and_then(AlignedBytes::zeroed).ok_or_else(no_memory)?;
-        let (seed, pattern) = (self.next(), Pattern::new(self.dtype, cols));
-        data.as_mut().par_chunks_mut(8 * CHUNK).enumerate().for_each(|(chunk, bytes)| {
-            let mut state = mix(seed.wrapping_add(chunk as u64)) | 1; // xorshift must not start from 0
-            let mut word = || pattern.of(xorshift(&mut state)).to_ne_bytes();
-            let (words, rest) = bytes.as_chunks_mut();
-            words.iter_mut().for_each(|bytes| *bytes = word());
-            rest.iter_mut().zip(word()).for_each(|(byte, random)| *byte = random);
-        });
+        self.fill(&Pattern::near(self.dtype, cols as f64), data.as_mut());
         Matrix::new(name, rows, cols, self.dtype, Bytes::new(data)).ok_or_else(no_memory)
     }
 
@@ -140,17 +145,22 @@ impl Source for Blank {
     }
 }
 
-/// Turns random words into elements ±[1, 2) · 2^e, near 1/√cols: signs and mantissas are the words' bits, so that
-/// filling costs one `and` and one `or` per word.
-struct Pattern {
+/// Turns random words into elements ±[1, 2) · 2^e: signs and mantissas are the words' bits, so that filling costs one
+/// `and` and one `or` per word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Pattern {
     keep: u64,
     set: u64,
 }
 
 impl Pattern {
-    fn new(dtype: Dtype, cols: usize) -> Self {
+    /// All bits random.
+    pub(super) const ALL: Self = Self { keep: u64::MAX, set: 0 };
+
+    /// Elements whose mean square is near 1 / `inverse`.
+    pub(super) fn near(dtype: Dtype, inverse: f64) -> Self {
         // The mean square of ±[1, 2) is 7/3.
-        let exponent = -(cols as f64 * 7.0 / 3.0).log2() / 2.0;
+        let exponent = -(inverse * 7.0 / 3.0).log2() / 2.0;
         let exponent = exponent.round().max(-14.0) as i64; // -14: the smallest of f16
         let every = |bits: u64, size: usize| {
             if size == 2 { bits * 0x0001_0001_0001_0001 } else { bits * 0x1_0000_0001 }

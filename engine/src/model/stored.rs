@@ -32,7 +32,7 @@ pub(super) const METHOD: &str = "wattle";
 const ALIGNMENT: usize = 64;
 
 /// The format of a matrix of a checkpoint by its name; `None` for those that stay dense.
-fn format_of(name: &str, quant: Quant) -> Option<PanelFormat> {
+pub(super) fn format_of(name: &str, quant: Quant) -> Option<PanelFormat> {
     const POSITIONS: [&str; 2] = ["wpe.", "embed_positions."];
     const OUTSIDE: [&str; 5] = ["wte.", "embed_tokens.", "lm_head.", "project_in.", "project_out."];
     let is_one_of = |parts: &[&str]| parts.iter().any(|part| name.contains(part));

@@ -8,6 +8,11 @@ use crate::model::{Matrix, NormWeights};
 impl Coster<'_> {
     /// Operand accesses of the op \[bytes\].
     pub(super) fn accesses(&self) -> u64 {
+        let carried = self.op.carry.as_ref().map_or(0, |carry| self.down_accesses(&carry.site));
+        carried + self.own_accesses()
+    }
+
+    fn own_accesses(&self) -> u64 {
         let (n, kv, out) = (self.n(), &self.plan.kv, self.output_width());
         match &self.op.kind {
             OpKind::Embed { table } => self.lines(table) + n * out * F32,
@@ -23,8 +28,8 @@ impl Coster<'_> {
                 products + n * out * (1 + biases) * F32 + self.lora_accesses(g.lora.as_deref())
             }
             OpKind::LoraDown { site } => {
-                let targets = site.targets.len() as u64;
-                self.active_ranks(site) * targets * (2 * site.cols as u64 + 1) * F32
+                let x = self.active_ranks(site) * (site.targets.len() * site.cols) as u64;
+                x * F32 + self.down_accesses(site)
             }
             OpKind::LoraEmbed { site } => self.active_ranks(site) * 2 * F32,
             OpKind::LoraUp { site } => n * out * 2 * F32 + self.lora_accesses(Some(site)),
@@ -56,7 +61,15 @@ impl Coster<'_> {
     fn project_accesses(&self, project: &Project) -> u64 {
         let per_output = 1 + u64::from(project.bias.is_some()) + u64::from(project.residual);
         let outputs = self.n() * self.output_width() * per_output * F32;
-        self.products(&[&*project.weight]) + outputs + self.lora_accesses(project.lora.as_deref())
+        let products = match &project.norm {
+            None => self.products(&[&*project.weight]),
+            // x is read once, to be normed.
+            Some(norm) => {
+                let weights = self.n() * project.weight.bits() as u64;
+                weights.div_ceil(8) + self.n() * self.width(0) * (1 + vectors(&norm.weights)) * F32
+            }
+        };
+        products + outputs + self.lora_accesses(project.lora.as_deref())
     }
 
     /// Ranks of the active rows, summed.
@@ -64,11 +77,16 @@ impl Coster<'_> {
         self.active(site).into_iter().map(|(slot, rows)| rows * self.rank(slot, site)).sum()
     }
 
-    /// An element of B and one of t for each multiply-add of B t.
+    /// An element of A for each multiply-add of A x, and t.
+    fn down_accesses(&self, site: &Site) -> u64 {
+        self.active_ranks(site) * (site.targets.len() * (site.cols + site.partials())) as u64 * F32
+    }
+
+    /// An element of B and one of t (of each of its partial sums) for each multiply-add of B t.
     fn lora_accesses(&self, site: Option<&Site>) -> u64 {
         site.map_or(0, |site| {
             let outputs: u64 = site.targets.iter().map(|target| target.rows as u64).sum();
-            self.active_ranks(site) * outputs * 2 * F32
+            self.active_ranks(site) * outputs * (1 + site.partials() as u64) * F32
         })
     }
 
@@ -78,11 +96,12 @@ impl Coster<'_> {
         let norms = [(&op.q_norm, q), (&op.k_norm, k)];
         let normed: u64 = norms.iter().map(|(norm, width)| norm.as_ref().map_or(0, vectors) * width).sum();
         let angles = if op.rotate { (kv.heads + kv.kv_heads) as u64 * self.pairs() * 2 } else { 0 };
-        self.n() * (2 * (q + 2 * k) + normed + angles) * F32
+        let lora = self.lora_accesses(op.lora.as_deref());
+        self.n() * (2 * (q + 2 * k) + normed + angles) * F32 + lora
     }
 }
 
 /// How many of weight and bias a norm has.
-fn vectors(weights: &NormWeights) -> u64 {
+pub(super) fn vectors(weights: &NormWeights) -> u64 {
     u64::from(weights.weight.is_some()) + u64::from(weights.bias.is_some())
 }

@@ -49,7 +49,8 @@ impl Builder<'_> {
         if let Some((extent, width)) = shape {
             self.plan.tensors.push(Tensor { name: name.clone(), extent, width });
         }
-        self.plan.ops.push(Op { name, kind, inputs: inputs.to_vec(), output: shape.map(|_| id) });
+        let output = shape.map(|_| id);
+        self.plan.ops.push(Op { name, kind, inputs: inputs.to_vec(), output, carry: None });
         id
     }
 
@@ -90,6 +91,7 @@ impl Builder<'_> {
     fn project(&mut self, name: &str, layer: u32, target: Target, linear: &Linear, x: TensorId) -> TensorId {
         let rows = linear.weight.rows;
         let project = Project {
+            norm: None,
             weight: Arc::clone(&linear.weight),
             bias: linear.bias.clone(),
             lora: None,
@@ -110,7 +112,7 @@ impl Builder<'_> {
     /// A site of one target with factors B: \[rows, rank\] and A: \[rank, cols\].
     fn site(&self, layer: u32, target: Target, [rows, cols]: [usize; 2]) -> Arc<Site> {
         let targets = vec![SiteTarget { target, rows, start: 0 }];
-        Arc::new(Site { layer, cols, targets, capacity: self.lora })
+        Arc::new(Site { layer, cols, targets, capacity: self.lora, part: cols })
     }
 
     fn norm(&mut self, name: String, weights: &NormWeights, x: TensorId) -> TensorId {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
 
+use super::accesses::vectors;
 use super::{Extent, Op, OpKind, Plan, Project, Site};
 use crate::model::Matrix;
 
@@ -104,6 +105,9 @@ impl<'a> Coster<'a> {
                 ..OpCost::default()
             },
         };
+        if let Some(carry) = &self.op.carry {
+            cost += self.carried(&carry.site);
+        }
         cost.launches = 1;
         cost.on_chip_bytes = self.accesses();
         cost
@@ -137,6 +141,11 @@ impl<'a> Coster<'a> {
         }
         if project.activation.is_some() {
             cost.flops += 5 * outputs;
+        }
+        if let Some(norm) = &project.norm {
+            let width = self.width(0);
+            cost.weight_bytes += vectors(&norm.weights) * width * F32;
+            cost.flops += 5 * self.n() * width;
         }
         cost + project.lora.as_ref().map(|site| self.lora_up(site)).unwrap_or_default()
     }
@@ -173,16 +182,19 @@ impl<'a> Coster<'a> {
 
     /// t = A x for active rows.
     fn lora_down(&self, site: &Site) -> OpCost {
+        let ranked = self.active(site).into_iter().filter(|&(slot, _)| self.rank(slot, site) > 0);
+        let read = ranked.map(|(_, rows)| rows * site.cols as u64 * F32).sum();
+        OpCost { activation_read_bytes: read, ..OpCost::default() } + self.carried(site)
+    }
+
+    /// The same where x is at hand.
+    fn carried(&self, site: &Site) -> OpCost {
         let (targets, cols) = (site.targets.len() as u64, site.cols as u64);
         let mut cost = OpCost::default();
         for (slot, rows) in self.active(site) {
             let rank = self.rank(slot, site);
-            if rank == 0 {
-                continue;
-            }
             cost.lora_bytes += targets * rank * cols * F32;
-            cost.activation_read_bytes += rows * cols * F32;
-            cost.activation_write_bytes += rows * targets * rank * F32;
+            cost.activation_write_bytes += rows * targets * rank * site.partials() as u64 * F32;
             cost.flops += 2 * rows * targets * rank * cols;
         }
         cost.lora_flops = cost.flops;
@@ -211,8 +223,10 @@ impl<'a> Coster<'a> {
         for (slot, rows) in self.active(site) {
             let rank = self.rank(slot, site);
             cost.lora_bytes += outputs * rank * F32;
-            cost.activation_read_bytes += rows * site.targets.len() as u64 * rank * F32;
-            cost.flops += 2 * rows * outputs * rank;
+            let t = rows * site.targets.len() as u64 * rank;
+            let partials = site.partials() as u64;
+            cost.activation_read_bytes += t * partials * F32;
+            cost.flops += 2 * rows * outputs * rank + t * (partials - 1);
         }
         cost.lora_flops = cost.flops;
         cost
@@ -238,14 +252,15 @@ impl<'a> Coster<'a> {
         let norm_bytes: u64 = vectors.map(|v| v.values.len() as u64 * F32).sum();
         let normed: u64 = norms.iter().filter(|(norm, _)| norm.is_some()).map(|(_, width)| width).sum();
         let rotated = if op.rotate { (q + kv_width) / head_dim * self.pairs() * 2 } else { 0 };
-        OpCost {
+        let cost = OpCost {
             weight_bytes: norm_bytes + if op.rotate { self.table_bytes() } else { 0 },
             activation_read_bytes: n * (q + 2 * kv_width) * F32,
             activation_write_bytes: n * q * F32,
             kv_write_bytes: n * 2 * kv_width * F32,
             flops: n * (5 * normed + 3 * rotated),
             ..OpCost::default()
-        }
+        };
+        cost + op.lora.as_ref().map(|site| self.lora_up(site)).unwrap_or_default()
     }
 
     /// Each position of a sequence is read once, however many rows attend to it.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::carry::{carry_lora_down, fold_norm};
 use super::graph::{Graph, open_project, sibling};
 use super::{GateUp, Op, OpKind, Plan, Project, RopeKv, Site, TensorId};
 use crate::model::{Matrix, NormWeights, Vector};
@@ -11,6 +12,21 @@ use crate::model::{Matrix, NormWeights, Vector};
 pub struct FuseOptions {
     /// Whether a site's B pool fits one binding, so that B t can be added by the launch that computes W x.
     pub lora_epilogue: bool,
+    /// Whether the projection of q, k, v computes the RMS norm before it.
+    pub norm_prologue: bool,
+    /// With `lora_epilogue`: whether launches carry A x for the projection behind them (see [`super::Carry`]), and the
+    /// largest binding \[bytes\] that what they read may take.
+    pub carry: Option<u64>,
+}
+
+impl FuseOptions {
+    /// For a CPU, where a call costs nothing: A x and norms are ops of their own.
+    pub const CPU: Self = Self { lora_epilogue: true, norm_prologue: false, carry: None };
+
+    /// For a GPU with bindings of so many bytes: in decode no launch exists for LoRA alone.
+    pub const fn gpu(binding: u64) -> Self {
+        Self { lora_epilogue: true, norm_prologue: true, carry: Some(binding) }
+    }
 }
 
 /// Rewrites a plain plan. The result computes the same, with fewer ops and fewer tensors.
@@ -28,6 +44,13 @@ pub fn fuse(plan: &Plan, options: FuseOptions) -> Plan {
             _ => None,
         };
     }
+    // With B t as a launch of its own, a projection is not open: its norm stays.
+    for index in (0..plan.ops.len()).filter(|_| options.norm_prologue) {
+        let _ = fold_norm(&mut graph, index);
+    }
+    for index in (0..plan.ops.len()).filter(|_| options.lora_epilogue) {
+        let _ = options.carry.and_then(|binding| carry_lora_down(&mut graph, index, binding));
+    }
     graph.finish()
 }
 
@@ -41,7 +64,7 @@ fn fold_lora_up(graph: &mut Graph, index: usize) -> Option<()> {
     graph.replace(
         &[base],
         index,
-        Op { name: up.name, kind: OpKind::Project(project), inputs, output: up.output },
+        Op { name: up.name, kind: OpKind::Project(project), inputs, output: up.output, carry: None },
     );
     Some(())
 }
@@ -83,11 +106,12 @@ fn fuse_qkv(graph: &mut Graph, attend: usize) -> Option<()> {
     let name = graph.op(q.project)?.name.clone();
     let stacked = Stack::of(graph, &[q.project, k.project, v.project])?;
     let eps = q.eps.or(k.eps).unwrap_or(0.0);
-    let rope_kv = RopeKv { layer, q_norm: q.norm, k_norm: k.norm, eps, rotate: q.rotate };
+    let rope_kv = RopeKv { layer, q_norm: q.norm, k_norm: k.norm, eps, rotate: q.rotate, lora: None };
     let matrices: Vec<_> = stacked.projects.iter().map(|p| &*p.weight).collect();
     let weight = Arc::new(Matrix::stack(&matrices)?);
     let (rows, extent) = (weight.rows, graph.extent(q_output));
     let project = Project {
+        norm: None,
         weight,
         bias: stacked.bias(),
         lora: stacked.site.clone(),
@@ -98,9 +122,14 @@ fn fuse_qkv(graph: &mut Graph, attend: usize) -> Option<()> {
     let inputs = stacked.merge_lora_down(graph, &sibling(&name, "qkv.lora_down"));
     let removed: Vec<usize> = [q.removed, k.removed, v.removed].concat();
     let kind = OpKind::Project(project);
-    graph.replace(&removed, v.project, Op { name: sibling(&name, "qkv"), kind, inputs, output: Some(qkv) });
+    graph.replace(
+        &removed,
+        v.project,
+        Op { name: sibling(&name, "qkv"), kind, inputs, output: Some(qkv), carry: None },
+    );
     let name = sibling(&name, "rope_kv");
-    let op = Op { name, kind: OpKind::RopeKv(rope_kv), inputs: vec![qkv], output: Some(q_output) };
+    let op =
+        Op { name, kind: OpKind::RopeKv(rope_kv), inputs: vec![qkv], output: Some(q_output), carry: None };
     graph.replace(&[], write, op);
     Some(())
 }
@@ -157,7 +186,7 @@ fn fuse_gate_up(graph: &mut Graph, index: usize) -> Option<()> {
         lora: stacked.site.clone(),
     });
     let inputs = stacked.merge_lora_down(graph, &format!("{name}.lora_down"));
-    graph.replace(&[gate, up], index, Op { name, kind, inputs, output: activate.output });
+    graph.replace(&[gate, up], index, Op { name, kind, inputs, output: activate.output, carry: None });
     Some(())
 }
 
@@ -209,7 +238,7 @@ impl Stack {
         graph.replace(
             &self.downs,
             last,
-            Op { name: name.into(), kind, inputs: vec![self.x], output: Some(t) },
+            Op { name: name.into(), kind, inputs: vec![self.x], output: Some(t), carry: None },
         );
         vec![self.x, t]
     }

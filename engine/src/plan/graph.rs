@@ -1,6 +1,6 @@
 //! A plan while it is rewritten: who writes and reads what, and holes where ops were.
 
-use super::{Extent, Op, OpKind, Plan, Tensor, TensorId};
+use super::{Extent, KvShape, Op, OpKind, Plan, Tensor, TensorId};
 
 /// Ops become `None` when a fused op replaces them.
 pub(super) struct Graph {
@@ -18,13 +18,18 @@ impl Graph {
 
     /// Index of the op that writes `id`.
     pub fn producer(&self, id: TensorId) -> Option<usize> {
-        self.ops.iter().position(|op| op.as_ref().is_some_and(|op| op.output == Some(id)))
+        self.ops.iter().position(|op| op.as_ref().is_some_and(|op| op.outputs().any(|output| output == id)))
+    }
+
+    /// Indices of the ops that read `id`.
+    pub fn consumers(&self, id: TensorId) -> impl Iterator<Item = usize> {
+        let reads = move |op: &Option<Op>| op.as_ref().is_some_and(|op| op.inputs.contains(&id));
+        (0..self.ops.len()).filter(move |&i| reads(&self.ops[i]))
     }
 
     /// Index of the only op that reads `id`; `None` if there are none or several.
     pub fn sole_consumer(&self, id: TensorId) -> Option<usize> {
-        let reads = |op: &Option<Op>| op.as_ref().is_some_and(|op| op.inputs.contains(&id));
-        let mut readers = (0..self.ops.len()).filter(|&i| reads(&self.ops[i]));
+        let mut readers = self.consumers(id);
         let first = readers.next()?;
         readers.next().is_none().then_some(first)
     }
@@ -47,6 +52,15 @@ impl Graph {
         TensorId(self.plan.tensors.len() as u32 - 1)
     }
 
+    /// Gives a tensor another width.
+    pub fn widen(&mut self, id: TensorId, width: usize) {
+        self.plan.tensors[id.0 as usize].width = width;
+    }
+
+    pub fn kv(&self) -> KvShape {
+        self.plan.kv
+    }
+
     pub fn extent(&self, id: TensorId) -> Extent {
         self.plan.tensor(id).extent
     }
@@ -59,19 +73,32 @@ impl Graph {
         self.ops[at] = Some(op);
     }
 
+    /// Removes norms that nobody reads any more.
+    fn drop_unread_norms(&mut self) {
+        for index in (0..self.ops.len()).rev() {
+            let Some(op) = self.op(index) else { continue };
+            let norm = matches!(op.kind, OpKind::Norm(_));
+            if norm && !op.outputs().any(|id| self.consumers(id).next().is_some()) {
+                self.ops[index] = None;
+            }
+        }
+    }
+
     /// The rewritten plan: holes closed, tensors that nobody writes dropped, the rest renumbered in order.
-    pub fn finish(self) -> Plan {
+    pub fn finish(mut self) -> Plan {
+        self.drop_unread_norms();
         let mut plan = self.plan;
         let mut ops: Vec<Op> = self.ops.into_iter().flatten().collect();
         let mut renumbered = vec![None; plan.tensors.len()];
         let mut tensors = Vec::new();
-        for id in ops.iter().filter_map(|op| op.output) {
+        for id in ops.iter().flat_map(Op::outputs) {
             renumbered[id.0 as usize] = Some(TensorId(tensors.len() as u32));
             tensors.push(plan.tensors[id.0 as usize].clone());
         }
         let new_id = |id: &mut TensorId| *id = renumbered[id.0 as usize].unwrap_or(*id);
         for op in &mut ops {
-            op.inputs.iter_mut().chain(&mut op.output).for_each(new_id);
+            let carried = op.carry.as_mut().map(|carry| &mut carry.t);
+            op.inputs.iter_mut().chain(&mut op.output).chain(carried).for_each(new_id);
         }
         (plan.ops, plan.tensors) = (ops, tensors);
         plan
@@ -86,10 +113,14 @@ pub(super) fn sibling(name: &str, part: &str) -> String {
     }
 }
 
-/// Whether `op` is a bare W x + b (+ B t): nothing fused behind it yet.
+/// Whether `op` is a bare W x + b (+ B t): nothing fused before or behind it yet.
 pub(super) fn open_project(op: &Op) -> Option<&super::Project> {
     match &op.kind {
-        OpKind::Project(project) if project.activation.is_none() && !project.residual => Some(project),
+        OpKind::Project(project)
+            if project.norm.is_none() && project.activation.is_none() && !project.residual =>
+        {
+            Some(project)
+        }
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::graph::Graph;
-use super::{LoraCapacity, Op, OpKind, Plan, Site};
+use super::{LoraCapacity, Op, OpKind, Plan, Site, SiteTarget};
 use crate::adapter::{Factors, Place};
 
 impl Plan {
@@ -12,9 +12,11 @@ impl Plan {
         let mut graph = Graph::new(self);
         for op in &mut graph.ops {
             let Some(inner) = op else { continue };
+            inner.carry = None;
             let site = match &mut inner.kind {
                 OpKind::Project(project) => project.lora.take(),
                 OpKind::GateUp(gate_up) => gate_up.lora.take(),
+                OpKind::RopeKv(rope_kv) => rope_kv.lora.take(),
                 OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. } => {
                     *op = None;
                     continue;
@@ -33,11 +35,13 @@ impl Plan {
     pub fn with_lora_capacity(&self, capacity: LoraCapacity) -> Plan {
         let mut plan = self.clone();
         for op in &mut plan.ops {
-            let Some(site) = op.site_mut() else { continue };
-            *site = Arc::new(Site { capacity, ..(**site).clone() });
-            let t_width = site.t_width();
-            if let (OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. }, Some(t)) = (&op.kind, op.output) {
-                plan.tensors[t.0 as usize].width = t_width;
+            for site in op.sites_mut() {
+                *site = Arc::new(Site { capacity, ..(**site).clone() });
+            }
+            let made = matches!(op.kind, OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. });
+            let own = op.output.filter(|_| made).zip(op.sites().next());
+            for (t, site) in own.into_iter().chain(op.carry.as_ref().map(|carry| (carry.t, &carry.site))) {
+                plan.tensors[t.0 as usize].width = site.t_len();
             }
         }
         plan
@@ -49,32 +53,23 @@ impl Plan {
     pub fn priced_for(&self, factors: &Factors) -> Plan {
         let mut plan = self.clone();
         for op in &mut plan.ops {
-            let Some(site) = op.site_mut() else { continue };
-            let rank = |target| factors.pairs.get(&Place { layer: site.layer, target }).map(|pair| pair.rank);
-            let targets: Vec<_> = site.targets.iter().copied().filter(|t| rank(t.target).is_some()).collect();
-            let rank = targets.iter().filter_map(|t| rank(t.target)).max().unwrap_or(0);
-            let capacity = LoraCapacity { rank, ..site.capacity };
-            *site = Arc::new(Site { targets, capacity, ..(**site).clone() });
+            for site in op.sites_mut() {
+                let rank =
+                    |target| factors.pairs.get(&Place { layer: site.layer, target }).map(|pair| pair.rank);
+                let has = |t: &SiteTarget| rank(t.target).is_some();
+                let targets: Vec<_> = site.targets.iter().copied().filter(has).collect();
+                let rank = targets.iter().filter_map(|t| rank(t.target)).max().unwrap_or(0);
+                let capacity = LoraCapacity { rank, ..site.capacity };
+                *site = Arc::new(Site { targets, capacity, ..(**site).clone() });
+            }
         }
         plan
     }
 
     /// Bytes of the biggest B pool and its rank table: they must fit one binding for a LoRA epilogue.
     pub fn max_b_pool_bytes(&self) -> u64 {
-        let sites = (0..self.ops.len()).filter_map(|index| self.site(index));
+        let sites = self.ops.iter().flat_map(Op::sites);
         sites.map(|site| (site.ranks_len() + site.b_len()) as u64 * 4).max().unwrap_or(0)
-    }
-}
-
-impl Op {
-    /// The LoRA site, if the op has one.
-    fn site_mut(&mut self) -> Option<&mut Arc<Site>> {
-        match &mut self.kind {
-            OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => Some(site),
-            OpKind::Project(project) => project.lora.as_mut(),
-            OpKind::GateUp(gate_up) => gate_up.lora.as_mut(),
-            _ => None,
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod accesses;
 mod build;
+mod carry;
 mod cost;
 mod fuse;
 mod graph;
@@ -12,9 +13,10 @@ mod op;
 mod table;
 
 pub use build::build;
+pub use carry::GATE_UP_PART;
 pub use fuse::{FuseOptions, fuse};
 pub use op::{
-    Attend, Extent, GateUp, LoraCapacity, Norm, Op, OpKind, Project, RopeKv, Site, SiteTarget, Tensor,
+    Attend, Carry, Extent, GateUp, LoraCapacity, Norm, Op, OpKind, Project, RopeKv, Site, SiteTarget, Tensor,
     TensorId,
 };
 pub use table::RopeTable;
@@ -76,20 +78,10 @@ impl Plan {
         self.ops.iter().position(|op| op.name == name)
     }
 
-    /// The LoRA site of op `index`, if it has one.
-    pub fn site(&self, index: usize) -> Option<&std::sync::Arc<Site>> {
-        match &self.ops.get(index)?.kind {
-            OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => Some(site),
-            OpKind::Project(project) => project.lora.as_ref(),
-            OpKind::GateUp(gate_up) => gate_up.lora.as_ref(),
-            _ => None,
-        }
-    }
-
     /// Tensors that ops of `range` read but do not write: what must be imported to run the range alone.
     pub fn live_in(&self, range: std::ops::Range<usize>) -> Vec<TensorId> {
         let ops = self.ops.get(range).unwrap_or_default();
-        let written: Vec<_> = ops.iter().filter_map(|op| op.output).collect();
+        let written: Vec<_> = ops.iter().flat_map(Op::outputs).collect();
         let mut read: Vec<_> = ops.iter().flat_map(|op| op.inputs.iter().copied()).collect();
         read.sort();
         read.dedup();

@@ -41,6 +41,49 @@ pub struct Op {
     pub inputs: Vec<TensorId>,
     /// The tensor it writes; `None` for [`OpKind::KvWrite`] and [`OpKind::Sample`].
     pub output: Option<TensorId>,
+    /// A x of LoRA that the same launch writes.
+    pub carry: Option<Carry>,
+}
+
+impl Op {
+    /// The tensors it writes.
+    pub fn outputs(&self) -> impl Iterator<Item = TensorId> {
+        self.output.into_iter().chain(self.carry.as_ref().map(|carry| carry.t))
+    }
+
+    /// The LoRA sites that it has factors of: B of its own outputs, A of what it carries.
+    pub fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        let own = match &self.kind {
+            OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => Some(site),
+            OpKind::Project(project) => project.lora.as_ref(),
+            OpKind::GateUp(gate_up) => gate_up.lora.as_ref(),
+            OpKind::RopeKv(rope_kv) => rope_kv.lora.as_ref(),
+            _ => None,
+        };
+        own.into_iter().chain(self.carry.as_ref().map(|carry| &carry.site))
+    }
+
+    /// As [`Self::sites`], to be changed.
+    pub(super) fn sites_mut(&mut self) -> impl Iterator<Item = &mut Arc<Site>> {
+        let own = match &mut self.kind {
+            OpKind::LoraDown { site } | OpKind::LoraEmbed { site } | OpKind::LoraUp { site } => Some(site),
+            OpKind::Project(project) => project.lora.as_mut(),
+            OpKind::GateUp(gate_up) => gate_up.lora.as_mut(),
+            OpKind::RopeKv(rope_kv) => rope_kv.lora.as_mut(),
+            _ => None,
+        };
+        own.into_iter().chain(self.carry.as_mut().map(|carry| &mut carry.site))
+    }
+}
+
+/// t = A v that a launch writes beside its output, so that no launch exists for it alone. v is the op's output; of a
+/// projection with a norm, its normed input. Elements of rows without LoRA are left alone.
+#[derive(Clone, Debug)]
+pub struct Carry {
+    /// The site whose A it is; its `cols` are the width of v.
+    pub site: Arc<Site>,
+    /// The tensor: \[rows, partials, targets × R\].
+    pub t: TensorId,
 }
 
 /// A LoRA site: projections of one input that carry LoRA together.
@@ -48,7 +91,8 @@ pub struct Op {
 /// Factors lie in pools of fixed strides, so that adapters load without moving anything. With S slots and R ranks
 /// ([`LoraCapacity`]), target i and slot s:
 /// A pool f32 \[targets, S, R, cols\]; B pool f32, target after target, each \[S, rows of the target, R\];
-/// rank table u32 \[targets, S\], 0 where the slot has no factors. `t` = A x is \[row, targets × R\].
+/// rank table u32 \[targets, S\], 0 where the slot has no factors. `t` = A x is \[row, partials, targets × R\]: sums over
+/// `part` columns each, which whoever reads t adds up in a fixed order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     /// The layer whose mask bit counts, or [`wattle_shaders::OUTSIDE_LAYERS`].
@@ -59,6 +103,8 @@ pub struct Site {
     pub targets: Vec<SiteTarget>,
     /// Pool strides.
     pub capacity: LoraCapacity,
+    /// Columns of a partial sum of t; `cols` where t is whole.
+    pub part: usize,
 }
 
 /// One projection of a [`Site`].
@@ -95,6 +141,11 @@ impl Site {
         self.targets.len() * self.capacity.slots * self.capacity.rank * self.cols
     }
 
+    /// Elements of the A pool as it lies on a device: behind its rank table, rows padded to whole vec4s.
+    pub fn a_pool_len(&self) -> usize {
+        self.ranks_len() + self.a_len() / self.cols.max(1) * self.cols.next_multiple_of(4)
+    }
+
     /// Elements of the B pool.
     pub fn b_len(&self) -> usize {
         self.b_offset(self.targets.len())
@@ -106,9 +157,19 @@ impl Site {
         rows * self.capacity.slots * self.capacity.rank
     }
 
-    /// Width of t = A x.
+    /// Elements of t = A x, or of one of its partial sums.
     pub fn t_width(&self) -> usize {
         self.targets.len() * self.capacity.rank
+    }
+
+    /// Partial sums of t.
+    pub fn partials(&self) -> usize {
+        self.cols.div_ceil(self.part.max(1))
+    }
+
+    /// Width of the tensor t: all partial sums.
+    pub fn t_len(&self) -> usize {
+        self.partials() * self.t_width()
     }
 }
 
@@ -129,7 +190,7 @@ pub enum OpKind {
     },
     /// x → norm of each of the `groups` equal parts of a row.
     Norm(Norm),
-    /// x, \[t if `lora`\], \[r if `residual`\] → activation(W x + b + B t) + r.
+    /// x, \[t if `lora`\], \[r if `residual`\] → activation(W x + b + B t) + r, with norm(x) for x if there is a norm.
     Project(Project),
     /// x → t = A x, for rows whose slot has factors and whose mask bit is on; other elements of t are left alone.
     LoraDown {
@@ -173,7 +234,7 @@ pub enum OpKind {
     Select,
     /// logits \[samples\] → (): draws a token per sample into the sequence's state and the step's result.
     Sample,
-    /// qkv → q: per-head norms of q and k, rotation of q and k, K and V to the cache.
+    /// qkv, \[t if `lora`\] → q: B t is added, per-head norms of q and k, rotation of q and k, K and V to the cache.
     RopeKv(RopeKv),
     /// x, \[t if `lora`\] → f(G x + b_g + B_g t) · (U x + b_u + B_u t).
     GateUp(GateUp),
@@ -195,6 +256,8 @@ pub struct Norm {
 /// [`OpKind::Project`].
 #[derive(Clone, Debug)]
 pub struct Project {
+    /// RMS norm of the whole row, applied to x first.
+    pub norm: Option<Norm>,
     /// W: \[outputs, inputs\].
     pub weight: Arc<Matrix>,
     /// b: \[outputs\].
@@ -231,6 +294,8 @@ pub struct RopeKv {
     pub eps: f32,
     /// Whether q and k are rotated.
     pub rotate: bool,
+    /// Targets q, k and v, as they lie in qkv.
+    pub lora: Option<Arc<Site>>,
 }
 
 /// [`OpKind::GateUp`].

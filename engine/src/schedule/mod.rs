@@ -1,7 +1,17 @@
-//! Requests → steps. One [`Batch`] runs a list of requests to their ends, as many sequences at a time as fit.
+//! Requests → steps. A [`Scheduler`] takes requests at any time and runs them to their ends, as many paths at a time as
+//! fit: [`order`] says who begins and who gets how many rows, [`Host`] is what it needs of the device.
 
-mod batch;
+mod deliver;
+mod host;
+mod job;
+mod order;
+mod scheduler;
 mod sequence;
+mod step;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use batch::{Batch, Job};
+pub(crate) use host::{Host, Room};
+pub(crate) use job::{Choice, Order};
+pub(crate) use scheduler::{Load, Scheduler};
 pub(crate) use sequence::{PathLimits, ResolvedLora};

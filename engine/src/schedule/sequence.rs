@@ -1,10 +1,13 @@
 //! One path of a request while it runs.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
 use wattle_shaders::{FROM_STATE, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sample, Sampled};
 
-use crate::request::{Finish, Path, Request, Sampling};
+use crate::generation::{Finish, Path};
+use crate::request::{Request, Sampling};
+use crate::schedule::host::Room;
 use crate::stop::StopMatcher;
 use crate::tokenizer::{Stream, Tokenizer};
 
@@ -25,80 +28,178 @@ impl ResolvedLora {
     }
 }
 
+/// What bounds the paths of a request.
+#[derive(Clone)]
+pub(crate) struct PathLimits {
+    /// Tokens of a sequence at most.
+    pub context: usize,
+    /// A sequence of more tokens than this uses longrope's long factors.
+    pub original_context: usize,
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    pub eos: Arc<[u32]>,
+}
+
+impl PathLimits {
+    /// Tokens of each path of a request at most, prompt included.
+    pub fn tokens(&self, request: &Request) -> usize {
+        self.context.min(request.ids.len().saturating_add(request.max_new_tokens))
+    }
+}
+
+/// A token on its way to the observer.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Delivered {
+    pub token: u32,
+    pub logprob: f32,
+    pub text: String,
+    pub finish: Option<Finish>,
+}
+
 /// One path while it runs.
-pub(crate) struct Sequence<'a> {
-    pub request: usize,
+pub(crate) struct Sequence {
+    /// Serial number, never given twice.
+    pub serial: u64,
+    /// Which job.
+    pub job: u64,
     pub path: u32,
     /// Which KV cache and device state.
     pub id: u32,
-    pub lora: ResolvedLora,
-    /// Known tokens: the prompt and what came back. The device may be ahead of them.
-    tokens: Vec<u32>,
-    prompt: usize,
-    /// Rows that were put into steps.
-    planned: usize,
-    /// Tokens at most, prompt included.
-    limit: usize,
-    /// A sequence of more tokens than this uses longrope's long factors.
-    original_context: usize,
-    long: bool,
     /// The prompt will be copied from the first path instead of being run.
     pub waits_for_copy: bool,
-    sampling: Sampling,
-    stream: Option<Stream<'a>>,
+    /// Adapter choices, each with the position of the first row that it holds for, ascending from 0.
+    loras: Vec<(usize, ResolvedLora)>,
+    request: Arc<Request>,
+    limits: PathLimits,
+    /// Known tokens: the prompt and what came back. The device may be ahead of them.
+    tokens: Vec<u32>,
+    /// Rows that were put into steps.
+    planned: usize,
+    /// The most rows that were ever put into steps: rows below it that run again are no news to the report.
+    counted: usize,
+    long: bool,
+    /// Indices of generated tokens that a closing prompt put there.
+    forced: std::ops::Range<usize>,
+    stream: Option<Stream<Arc<Tokenizer>>>,
     stop: StopMatcher,
     text: String,
     logprobs: Vec<f32>,
-    pub first_token: Option<Instant>,
-    pub last_token: Option<Instant>,
+    pub first_token: Option<Duration>,
+    pub last_token: Option<Duration>,
     pub lora_layers: [u64; 2],
 }
 
-impl<'a> Sequence<'a> {
-    pub fn new(index: usize, path: u32, id: u32, request: &Request, limits: &PathLimits<'a>) -> Self {
-        let prompt = request.ids.len();
+impl Sequence {
+    /// Path `path` of a job, on sequence `id` of the device.
+    pub fn new(
+        [serial, job]: [u64; 2],
+        (path, id): (u32, u32),
+        request: &Arc<Request>,
+        lora: ResolvedLora,
+        limits: &PathLimits,
+    ) -> Self {
         Self {
-            request: index,
+            serial,
+            job,
             path,
             id,
-            lora: limits.lora,
-            tokens: request.ids.clone(),
-            prompt,
-            planned: 0,
-            limit: limits.context.min(prompt.saturating_add(request.max_new_tokens)),
-            original_context: limits.original_context,
-            long: prompt > limits.original_context,
             waits_for_copy: false,
-            sampling: request.sampling,
-            stream: limits.tokenizer.map(|tokenizer| tokenizer.stream(true)),
+            loras: vec![(0, lora)],
+            tokens: request.ids.clone(),
+            planned: 0,
+            counted: 0,
+            long: request.ids.len() > limits.original_context,
+            forced: 0..0,
+            stream: limits.tokenizer.as_ref().map(|tokenizer| Stream::new(Arc::clone(tokenizer), true)),
             stop: StopMatcher::new(&request.stop),
             text: String::new(),
             logprobs: Vec::new(),
             first_token: None,
             last_token: None,
             lora_layers: [0; 2],
+            request: Arc::clone(request),
+            limits: limits.clone(),
         }
+    }
+
+    fn prompt(&self) -> usize {
+        self.request.ids.len()
+    }
+
+    /// Tokens at most, prompt included.
+    pub fn limit(&self) -> usize {
+        self.limits.tokens(&self.request)
+    }
+
+    /// The length at which the closing prompt begins.
+    fn closing_at(&self) -> Option<usize> {
+        let closing = self.request.closing.as_ref()?;
+        let at = self.limit().checked_sub(closing.tokens())?;
+        Some(at).filter(|_| self.forced.is_empty())
     }
 
     /// Positions that another path can copy right now: the prompt without its last token, which each path runs
     /// itself, and draws from. A token that this path has drawn must not be in the state that is copied.
     pub fn copyable(&self) -> Option<usize> {
-        (self.planned + 1 == self.prompt && !self.waits_for_copy).then_some(self.planned)
+        let at_end = self.planned + 1 == self.prompt() && self.has_drawn_nothing();
+        (at_end && !self.waits_for_copy).then_some(self.planned)
+    }
+
+    /// Whether another path should wait for this one's prompt.
+    pub fn will_be_copyable(&self) -> bool {
+        self.has_drawn_nothing() && !self.waits_for_copy && self.before_copy() > 0
+    }
+
+    fn has_drawn_nothing(&self) -> bool {
+        self.tokens.len() == self.prompt() && self.planned <= self.prompt()
     }
 
     /// The prompt is in the cache up to its last token.
     pub fn copied(&mut self) {
-        (self.waits_for_copy, self.planned) = (false, self.prompt - 1);
+        (self.waits_for_copy, self.planned) = (false, self.prompt() - 1);
+        self.counted = self.counted.max(self.planned);
     }
 
     /// Whether there is no room for a new token.
     pub fn is_full(&self) -> bool {
-        self.tokens.len() >= self.limit
+        self.tokens.len() >= self.limit()
+    }
+
+    /// The room that it needs.
+    pub fn room(&self) -> Room {
+        let positions = self.limit();
+        Room { positions, anew: !self.long && positions > self.limits.original_context }
+    }
+
+    /// What it has to run before it draws again.
+    pub fn known_rows(&self) -> Vec<Row> {
+        (0..self.tokens.len()).map(|position| self.row_at(position)).collect()
+    }
+
+    /// So many of its positions are in the cache already.
+    pub fn found(&mut self, positions: usize) {
+        self.planned = positions;
+        self.counted = self.counted.max(positions);
     }
 
     /// Rows that are to be run before another path can copy.
     pub fn before_copy(&self) -> usize {
-        (self.prompt - 1).saturating_sub(self.planned)
+        (self.prompt() - 1).saturating_sub(self.planned)
+    }
+
+    /// Goes on with another adapter, or none, from the next row that was not put into a step.
+    pub fn switch(&mut self, lora: ResolvedLora) {
+        self.loras.push((self.planned.max(self.counted), lora));
+    }
+
+    /// Adapter slots that rows of this path name, once for each time it took one.
+    pub fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.loras.iter().map(|(_, lora)| lora.slot).filter(|&slot| slot != NO_INDEX)
+    }
+
+    /// The device has forgotten everything: all rows run again, with the adapters and masks that they had. What was
+    /// drawn and not collected is drawn again, and comes out the same.
+    pub fn restart(&mut self) {
+        (self.planned, self.waits_for_copy) = (0, false);
     }
 
     /// Tokens that were drawn and not yet collected.
@@ -109,7 +210,7 @@ impl<'a> Sequence<'a> {
     /// Whether the next row crosses longrope's original context: then the cache is encoded again (as transformers
     /// does), once all tokens are known.
     fn must_reencode(&self) -> bool {
-        !self.long && self.planned == self.original_context
+        !self.long && self.planned == self.limits.original_context
     }
 
     /// Rows that can go into the next step, with at most `depth` draws under way.
@@ -127,7 +228,9 @@ impl<'a> Sequence<'a> {
         if known > 0 {
             return known;
         }
-        usize::from(self.in_flight() < depth && self.planned + 1 < self.limit)
+        // What follows the last token before a closing prompt is known as soon as that token is.
+        let closes = self.closing_at() == Some(self.planned + 1);
+        usize::from(self.in_flight() < depth && self.planned + 1 < self.limit() && !closes)
     }
 
     /// Appends up to `count` rows; the last gets a sample if its successor is not known yet. Returns whether it did.
@@ -143,7 +246,7 @@ impl<'a> Sequence<'a> {
             rows.push(row);
             self.planned += 1;
         }
-        let draws = self.planned >= self.tokens.len() && self.planned < self.limit;
+        let draws = self.planned >= self.tokens.len() && self.planned < self.limit();
         if draws {
             samples.push(self.sample(rows.len() as u32 - 1));
         }
@@ -152,26 +255,35 @@ impl<'a> Sequence<'a> {
 
     fn row(&mut self, layers: usize) -> Row {
         let position = self.planned;
-        let mask = self.lora.mask_at(position);
+        let row = self.row_at(position);
+        if row.slot != NO_INDEX && position >= self.counted {
+            let mask = LayerMask::from_words(row.lora);
+            let run = (0..layers).filter(|&layer| mask.has(layer as u32)).count();
+            self.lora_layers[0] += run as u64;
+            self.lora_layers[1] += (layers - run) as u64;
+        }
+        self.counted = self.counted.max(position + 1);
+        row
+    }
+
+    fn row_at(&self, position: usize) -> Row {
+        let at = self.loras.partition_point(|&(start, _)| start <= position).saturating_sub(1);
+        let lora = self.loras[at].1;
+        let mask = lora.mask_at(position);
         let mut flags = if self.long { LONG_ROPE } else { 0 };
-        if position >= self.prompt {
+        if position >= self.prompt() {
             flags |= GENERATED;
         }
         if position >= self.tokens.len() {
             flags |= FROM_STATE;
         }
-        if self.lora.slot != NO_INDEX {
-            let run = (0..layers).filter(|&layer| mask.has(layer as u32)).count();
-            self.lora_layers[0] += run as u64;
-            self.lora_layers[1] += (layers - run) as u64;
-        }
         let token = self.tokens.get(position).copied().unwrap_or(0);
         let row = Row::prompt(token, position as u32, self.id);
-        Row { slot: self.lora.slot, lora: mask.words(), flags, ..row }
+        Row { slot: lora.slot, lora: mask.words(), flags, ..row }
     }
 
     fn sample(&self, row: u32) -> Sample {
-        let Sampling { temperature, top_k, top_p, penalty, seed } = self.sampling;
+        let Sampling { temperature, top_k, top_p, penalty, seed } = self.request.sampling;
         Sample {
             row,
             sequence: self.id,
@@ -186,48 +298,68 @@ impl<'a> Sequence<'a> {
         }
     }
 
-    /// Takes a drawn token; returns its new text and why the path ends here, if it does.
-    pub fn accept(&mut self, sampled: Sampled, eos: &[u32]) -> (String, Option<Finish>) {
-        let now = Instant::now();
+    /// Takes a drawn token: its new text, and why the path ends here, if it does. Where a closing prompt follows, its
+    /// tokens come with it.
+    pub fn accept(&mut self, sampled: Sampled, now: Duration) -> Vec<Delivered> {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
-        self.tokens.push(sampled.token);
-        self.logprobs.push(sampled.logprob);
-        let mut text = self.stream.as_mut().and_then(|stream| stream.push(sampled.token)).unwrap_or_default();
-        let stopped;
-        (text, stopped) = self.stop.push(&text);
+        let text = self.push(sampled.token, sampled.logprob);
+        let (text, stopped) = self.stop.push(&text);
         self.text.push_str(&text);
         let finish = if stopped {
             Some(Finish::Stop)
-        } else if eos.contains(&sampled.token) {
+        } else if self.limits.eos.contains(&sampled.token) {
             Some(Finish::Eos)
         } else {
             self.is_full().then_some(Finish::Length)
         };
-        (text, finish)
-    }
-
-    /// The path's result, and text that was still held back.
-    pub fn finish(mut self, finish: Finish) -> (Path, String) {
-        let mut rest = String::new();
-        let has_text = self.stream.is_some();
-        if finish != Finish::Stop {
-            let tail = self.stream.take().map(Stream::finish).unwrap_or_default();
-            let (text, stopped) = self.stop.push(&tail);
-            rest = if stopped { text } else { text + &self.stop.finish() };
-            self.text.push_str(&rest);
+        let rest =
+            if finish.is_some_and(|finish| finish != Finish::Stop) { self.flush() } else { String::new() };
+        let text = text + &rest;
+        let first = Delivered { token: sampled.token, logprob: sampled.logprob, text, finish };
+        let mut delivered = vec![first];
+        if finish.is_none() && self.closing_at().is_some_and(|at| self.tokens.len() >= at) {
+            self.close(&mut delivered);
         }
-        let token_ids = self.tokens.split_off(self.prompt);
-        let text = has_text.then_some(self.text);
-        (Path { token_ids, logprobs: self.logprobs, text, finish }, rest)
+        delivered
     }
-}
 
-/// What bounds the paths of a request.
-pub(crate) struct PathLimits<'a> {
-    pub lora: ResolvedLora,
-    /// Tokens of a sequence at most.
-    pub context: usize,
-    pub original_context: usize,
-    pub tokenizer: Option<&'a Tokenizer>,
+    /// Puts the closing prompt behind the path's tokens. Its text is not searched for stop texts.
+    fn close(&mut self, delivered: &mut Vec<Delivered>) {
+        let request = Arc::clone(&self.request);
+        let Some(closing) = &request.closing else { return };
+        let start = self.logprobs.len();
+        for &token in &closing.ids {
+            let text = self.stop.finish() + &self.push(token, 0.0);
+            self.text.push_str(&text);
+            delivered.push(Delivered { token, logprob: 0.0, text, finish: None });
+        }
+        self.forced = start..self.logprobs.len();
+    }
+
+    /// Adds a token; returns its text.
+    fn push(&mut self, token: u32, logprob: f32) -> String {
+        self.tokens.push(token);
+        self.logprobs.push(logprob);
+        self.stream.as_mut().and_then(|stream| stream.push(token)).unwrap_or_default()
+    }
+
+    /// Text that was held back, once no more tokens come.
+    fn flush(&mut self) -> String {
+        let tail = self.stream.take().map(Stream::finish).unwrap_or_default();
+        let (text, stopped) = self.stop.push(&tail);
+        let rest = if stopped { text } else { text + &self.stop.finish() };
+        self.text.push_str(&rest);
+        rest
+    }
+
+    /// The path's result.
+    pub fn finish(mut self, finish: Finish) -> Path {
+        if finish != Finish::Stop {
+            self.flush();
+        }
+        let token_ids = self.tokens.split_off(self.request.ids.len());
+        let text = self.limits.tokenizer.is_some().then_some(self.text);
+        Path { token_ids, logprobs: self.logprobs, forced: self.forced, text, finish }
+    }
 }

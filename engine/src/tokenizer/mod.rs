@@ -16,6 +16,7 @@ pub use error::Error;
 
 use error::invalid;
 use files::Side;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
@@ -135,8 +136,8 @@ impl Tokenizer {
     }
 
     /// Begins a text that is decoded token by token; `skip_special` as in [`Tokenizer::decode`].
-    pub fn stream(&self, skip_special: bool) -> Stream<'_> {
-        Stream { tokenizer: self, state: self.decoder.start(), skip_special }
+    pub fn stream(&self, skip_special: bool) -> Stream<&Self> {
+        Stream::new(self, skip_special)
     }
 
     /// The id of a token as it is written in the vocabulary.
@@ -182,15 +183,21 @@ fn add_named(loaded: &mut Loaded, side: &Side) -> Result<(), Error> {
 }
 
 /// A text that grows token by token. The pieces put together are [`Tokenizer::decode`] of all ids; a
-/// character is handed out when it is whole.
+/// character is handed out when it is whole. `T` is how the tokenizer is held: by reference, or shared.
 #[derive(Debug)]
-pub struct Stream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct Stream<T> {
+    tokenizer: T,
     state: detok::State,
     skip_special: bool,
 }
 
-impl Stream<'_> {
+impl<T: Deref<Target = Tokenizer>> Stream<T> {
+    /// Begins a text; `skip_special` as in [`Tokenizer::decode`].
+    pub fn new(tokenizer: T, skip_special: bool) -> Self {
+        let state = tokenizer.decoder.start();
+        Self { tokenizer, state, skip_special }
+    }
+
     /// Adds a token; returns the text that is certain by now, if there is any. An id without a token, as a
     /// model with a padded vocabulary can produce, adds nothing, as in transformers.
     pub fn push(&mut self, id: u32) -> Option<String> {

@@ -73,7 +73,7 @@ struct FitArgs {
 /// Runs it.
 pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
     match &args.action {
-        Action::Meter => match meters::find() {
+        Action::Meter => match meters::find(meters::Device::Cpu) {
             Ok(counter) => Ok(writeln!(out, "{} (tier A where windows are long enough)", counter.name())?),
             Err(error) => {
                 Ok(writeln!(out, "{error}; reports are of the proxy (tier C, or B with a fitted profile)")?)
@@ -85,7 +85,7 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
 }
 
 fn measure(args: &MeasureArgs, common: &Common, out: &mut dyn Write) -> Result<()> {
-    let mut counter = meters::find()?;
+    let mut counter = meters::find(meters::Device::Cpu)?;
     let idle = windows::idle(&mut *counter)?;
     let mut all = Vec::new();
     for shape in &args.shapes {

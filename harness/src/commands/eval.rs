@@ -10,11 +10,12 @@ use wattle_engine::{Control, Engine, EngineOptions, Generation, Lora, Request};
 use wattle_policy::{Profile, Tier};
 
 use super::write_json;
-use crate::common::{Common, Name};
+use crate::common::Common;
 use crate::energy::{Energy, Plans, ProfileArgs};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::prompt::expected_tokens;
+use crate::report::quant_name;
 use crate::session::{Session, Source};
 use crate::table::Table;
 use crate::tasks::{self, LabelScores, Problem, Task};
@@ -143,7 +144,7 @@ fn run_task(
     Ok(Run {
         task: task.name.clone(),
         adapter,
-        quant: Name(common.quant).to_string(),
+        quant: quant_name(engine.plan()),
         lora_layers,
         accuracy: share(right.iter().copied()),
         problems: right.len(),

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use wattle_engine::{
-    Control, EngineOptions, Finish, Generation, Path, Report as GenerationReport, Request, Sampling,
+    Answer, Closing, Control, Engine, EngineOptions, Finish, Generation, Path, Report as GenerationReport,
+    Request, Sampling, Tally, VoteRule,
 };
 
 use super::write_json;
@@ -45,6 +46,8 @@ pub(crate) struct Args {
     energy: ProfileArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
     /// A text that ends a path when it appears; can be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
@@ -79,6 +82,39 @@ struct SamplingArgs {
     repetition_penalty: f32,
 }
 
+/// How paths are brought to an answer.
+#[derive(Debug, clap::Args)]
+struct BudgetArgs {
+    /// Let the paths vote: the answer is what most of them say after the marker
+    #[arg(long)]
+    vote: bool,
+    /// What an answer follows in a path's text; its last occurrence counts
+    #[arg(long, value_name = "TEXT", default_value = tasks::MARK, requires = "vote", allow_hyphen_values = true)]
+    vote_marker: String,
+    /// Let all paths go on to their ends, also when the vote is decided
+    #[arg(long, requires = "vote")]
+    vote_all: bool,
+    /// What a path is made to say when only the room for this and the answer is left of --max-new-tokens
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    closing: Option<String>,
+    /// Tokens for the answer after --closing
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "closing")]
+    closing_tokens: usize,
+}
+
+impl BudgetArgs {
+    fn vote(&self) -> Option<VoteRule> {
+        self.vote.then(|| VoteRule { marker: self.vote_marker.clone(), early: !self.vote_all })
+    }
+
+    fn closing(&self, engine: &Engine) -> Result<Option<Closing>> {
+        let Some(text) = &self.closing else { return Ok(None) };
+        let missing = || Error::value("--closing", "the model's directory has no tokenizer");
+        let ids = engine.tokenizer().ok_or_else(missing)?.encode(text, false)?;
+        Ok(Some(Closing { ids, answer_tokens: self.closing_tokens }))
+    }
+}
+
 impl SamplingArgs {
     fn sampling(&self) -> Sampling {
         let draws = self.top_k.is_some() || self.top_p.is_some();
@@ -106,36 +142,42 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let mut session = Session::open(&source, common, options)?;
     let profile = args.energy.find(&mut session.engine)?;
     let ids = prompt.encode(&session.engine)?;
-    let decision = args.policy.decide(&mut session, &source, ids.len(), args.max_new_tokens)?;
+    let steering = args.policy.steer(&mut session, &source)?;
     let request = Request {
         lora: session.lora,
         sampling: args.sampling.sampling(),
         paths: args.paths,
+        closing: args.budget.closing(&session.engine)?,
+        vote: args.budget.vote(),
         ignore_eos: args.ignore_eos,
         stop: args.stop.clone(),
         ..Request::new(ids, args.max_new_tokens)
     };
+    session.engine.check(&request)?;
     if let Some(example) = example.as_ref().filter(|_| !args.json) {
         writeln!(out, "{}", example.prompt)?;
         out.flush()?;
     }
     let live = args.paths == 1 && !args.json && session.engine.tokenizer().is_some();
-    let mut counter = meters::Total::begin();
+    let mut counter = meters::Total::begin(meters::Device::of(&mut session.engine));
     let generation = stream(&mut session, &request, live.then_some(&mut *out))?;
     let counted = counter.as_mut().and_then(meters::Total::end);
     let steps = session.engine.take_steps();
     let plans = Plans::new(&session.engine, session.lora.adapter);
     let GenerationReport { timings, new_tokens, .. } = &generation.report;
     let energy = Energy::new(&steps, &plans, timings, *new_tokens, &profile);
-    let report =
-        Report { policy: decision, ..Report::new(&generation, &mut session.engine, energy, counted) };
+    let policy = steering.map(|steering| steering.report()).transpose()?;
+    let report = Report { policy, ..Report::new(&generation, &mut session.engine, energy, counted) };
     if args.json {
-        return write_json(&Answer::new(&generation, &report), out);
+        return write_json(&GenerationJson::new(&generation, &report), out);
     }
     if live {
         writeln!(out)?;
     } else {
         write_paths(&generation.paths, out)?;
+    }
+    if let Some(tally) = &generation.vote {
+        write_vote(tally, out)?;
     }
     if let Some(example) = &example {
         writeln!(out, "(the answer on file is {})", example.answer)?;
@@ -183,7 +225,7 @@ fn stream(session: &mut Session, request: &Request, mut shown: Option<&mut dyn W
 fn write_paths(paths: &[Path], out: &mut dyn Write) -> io::Result<()> {
     for (index, path) in paths.iter().enumerate() {
         if paths.len() > 1 {
-            writeln!(out, "path {index}:")?;
+            writeln!(out, "path {index}, log-probability {:.2}:", path.logprob())?;
         }
         match &path.text {
             Some(text) => writeln!(out, "{text}")?,
@@ -191,6 +233,16 @@ fn write_paths(paths: &[Path], out: &mut dyn Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Prints how the paths voted.
+fn write_vote(tally: &Tally, out: &mut dyn Write) -> io::Result<()> {
+    let votes = |answer: &Answer| format!("{:?} {}×", answer.text, answer.paths.len());
+    let votes: Vec<String> = tally.answers.iter().map(votes).collect();
+    let (without, spared) = (tally.without, tally.spared);
+    let none = "no path gave an answer".to_owned();
+    let votes = if votes.is_empty() { none } else { votes.join(", ") };
+    writeln!(out, "vote     {votes} ({without} without an answer, {spared} ended early)")
 }
 
 /// What `--json` prints of one path.
@@ -207,18 +259,51 @@ impl<'a> PathJson<'a> {
     }
 }
 
+/// What `--json` prints of an answer.
+#[derive(Serialize)]
+struct AnswerJson<'a> {
+    text: &'a str,
+    paths: &'a [u32],
+    mean_logprob: f64,
+}
+
+/// What `--json` prints of a vote.
+#[derive(Serialize)]
+struct VoteJson<'a> {
+    winner: Option<&'a str>,
+    answers: Vec<AnswerJson<'a>>,
+    without: u32,
+    spared: u32,
+}
+
+impl<'a> VoteJson<'a> {
+    fn new(tally: &'a Tally) -> Self {
+        let answer =
+            |a: &'a Answer| AnswerJson { text: &a.text, paths: &a.paths, mean_logprob: a.mean_logprob };
+        Self {
+            winner: tally.winner().map(|winner| winner.text.as_str()),
+            answers: tally.answers.iter().map(answer).collect(),
+            without: tally.without,
+            spared: tally.spared,
+        }
+    }
+}
+
 /// What `--json` prints: path 0's fields, all paths, the report.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct GenerationJson<'a> {
     #[serde(flatten)]
     first: Option<PathJson<'a>>,
     paths: Vec<PathJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vote: Option<VoteJson<'a>>,
     report: &'a Report,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> GenerationJson<'a> {
     fn new(generation: &'a Generation, report: &'a Report) -> Self {
         let paths = || generation.paths.iter().map(PathJson::new);
-        Self { first: paths().next(), paths: paths().collect(), report }
+        let vote = generation.vote.as_ref().map(VoteJson::new);
+        Self { first: paths().next(), paths: paths().collect(), vote, report }
     }
 }

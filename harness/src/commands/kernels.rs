@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::time::Instant;
 
-use wattle_engine::backend::{self, Limits};
 use wattle_engine::{BackendChoice, EngineOptions};
-use wattle_tests::Case;
+use wattle_tests::{Case, Checked, Failure};
 
 use crate::common::{Backend, Common, Name};
 use crate::devices;
 use crate::error::{Error, Result};
+use crate::fresh::Fresh;
 
 /// Arguments of `kernels`.
 #[derive(Debug, clap::Args)]
@@ -75,10 +75,12 @@ fn check(name: Option<&str>, common: &Common, out: &mut dyn Write) -> Result<()>
     };
     let (mut cases, mut failed) = (0, 0);
     for &backend in &backends {
+        let options = EngineOptions { backend: BackendChoice::from(backend), ..common.engine_options() };
+        let fresh = Fresh::open(options)?;
         for (kernel, make_cases) in &kernels {
             for case in make_cases() {
                 cases += 1;
-                failed += usize::from(!check_case(kernel, &case, backend, common, out)?);
+                failed += usize::from(!print_case(kernel, &case, backend, &fresh, out)?);
                 out.flush()?;
             }
         }
@@ -91,18 +93,15 @@ fn check(name: Option<&str>, common: &Common, out: &mut dyn Write) -> Result<()>
 }
 
 /// Checks and prints one case; returns whether it passed.
-fn check_case(
+fn print_case(
     kernel: &str,
     case: &Case,
     backend: Backend,
-    common: &Common,
+    fresh: &Fresh,
     out: &mut dyn Write,
 ) -> Result<bool> {
-    let limits = Limits { guards: true, ..Limits::default() };
-    let options = EngineOptions { backend: BackendChoice::from(backend), limits, ..common.engine_options() };
-    let make = |case: &Case| backend::create(&options, case.capacity);
     let started = Instant::now();
-    let result = case.check(&make).and_then(|checked| case.check_exact(&make).map(|()| checked));
+    let result = check_case(case, fresh);
     let seconds = started.elapsed().as_secs_f64();
     let (verdict, detail) = match &result {
         Ok(checked) => (
@@ -114,4 +113,10 @@ fn check_case(
     let backend = Name(backend).to_string();
     writeln!(out, "{verdict:<6} {backend:<3} {kernel:<12} {:<44} {seconds:>6.3} s  {detail}", case.name)?;
     Ok(result.is_ok())
+}
+
+/// Compares a case with its plain twin, and checks what must hold bit for bit.
+pub(super) fn check_case(case: &Case, fresh: &Fresh) -> std::result::Result<Checked, Failure> {
+    let make = |case: &Case| fresh.backend(case.capacity);
+    case.check(&make).and_then(|checked| case.check_exact(&make).map(|()| checked))
 }

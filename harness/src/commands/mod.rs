@@ -1,6 +1,8 @@
 //! One file per command.
 
 mod bench;
+#[cfg(feature = "gpu")]
+mod device_suite;
 mod devices;
 mod energy;
 mod eval;
@@ -10,6 +12,7 @@ mod logits;
 mod plan;
 mod policy;
 mod quantize;
+mod soak;
 mod tokenize;
 
 use std::io::Write;
@@ -44,8 +47,13 @@ pub(crate) enum Command {
     Quantize(quantize::Args),
     /// Train, show and score policies that pick LoRA layers, on simulated devices
     Policy(policy::Args),
+    /// Run random requests, adapters, cancels and faults at once, and compare every result with the request's alone
+    Soak(soak::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
+    /// Prove all kernels right on a GPU, then measure what it can do and write records
+    #[cfg(feature = "gpu")]
+    DeviceSuite(device_suite::Args),
 }
 
 impl Command {
@@ -62,7 +70,10 @@ impl Command {
             Self::Energy(args) => energy::run(args, common, out),
             Self::Quantize(args) => quantize::run(args, common, out),
             Self::Policy(args) => policy::run(args, common, out),
+            Self::Soak(args) => soak::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
+            #[cfg(feature = "gpu")]
+            Self::DeviceSuite(args) => device_suite::run(args, common, out),
         }
     }
 }

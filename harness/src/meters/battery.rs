@@ -49,6 +49,10 @@ impl EnergyCounter for Battery {
         format!("battery {}", self.name)
     }
 
+    fn period_s(&self) -> f64 {
+        10.0
+    }
+
     fn joules(&mut self) -> Result<f64> {
         Ok((self.first_j - energy_j(&self.dir)?).max(0.0))
     }

@@ -1,28 +1,61 @@
 //! Energy counters of the machine, and what a window of their readings says.
 
 mod battery;
+#[cfg(feature = "gpu")]
+mod nvml;
 mod rapl;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 pub(crate) use battery::Battery;
+#[cfg(feature = "gpu")]
+pub(crate) use nvml::NvmlCounter;
 pub(crate) use rapl::Rapl;
 
+use wattle_engine::Engine;
 use wattle_policy::Tier;
 
 use crate::error::{Error, Result};
 use crate::report::Counted;
 
+/// Between readings \[s\].
+const EVERY_S: f64 = 0.01;
+
 /// A counter of energy.
 pub(crate) trait EnergyCounter {
     /// What it counts, for reports.
     fn name(&self) -> String;
+    /// About how long it stands still between changes \[s\].
+    fn period_s(&self) -> f64;
     /// Joules since some moment, by its own rules for wrapping around. Readings grow or stay.
     fn joules(&mut self) -> Result<f64>;
 }
 
-/// The first counter that this machine lets us read, or why there is none.
-pub(crate) fn find() -> Result<Box<dyn EnergyCounter>> {
+/// What runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    Cpu,
+    /// The GPU that the GPU backend takes.
+    Gpu,
+}
+
+impl Device {
+    /// What this engine runs on.
+    pub fn of(engine: &mut Engine) -> Self {
+        if engine.backend().kind() == "gpu" { Self::Gpu } else { Self::Cpu }
+    }
+}
+
+/// The first counter of a device that this machine lets us read, or why there is none.
+pub(crate) fn find(device: Device) -> Result<Box<dyn EnergyCounter>> {
+    #[cfg(feature = "gpu")]
+    if let Some(gpu) = crate::devices::gpus().first().filter(|gpu| device == Device::Gpu && !gpu.software) {
+        return Ok(Box::new(NvmlCounter::open(&gpu.pci, &gpu.name)?));
+    }
+    #[cfg(not(feature = "gpu"))]
+    let _ = device;
     let rapl = Rapl::open(Path::new("/sys/class/powercap"));
     match rapl {
         Ok(rapl) => Ok(Box::new(rapl)),
@@ -33,22 +66,29 @@ pub(crate) fn find() -> Result<Box<dyn EnergyCounter>> {
     }
 }
 
-/// What a counter counts over something that runs once: all of the machine, idle power included.
+/// What a counter counts over something that runs once: all of the machine or the GPU, idle power included.
 pub(crate) struct Total {
     counter: Box<dyn EnergyCounter>,
+    start: Instant,
     start_j: f64,
 }
 
 impl Total {
-    /// Begins to count, where there is a counter.
-    pub fn begin() -> Option<Self> {
-        let mut counter = find().ok()?;
+    /// So many changes of the counter have to lie in the time: then it is right to about a tenth.
+    const CHANGES: f64 = 10.0;
+
+    /// Begins to count what a device takes, where there is a counter.
+    pub fn begin(device: Device) -> Option<Self> {
+        let mut counter = find(device).ok()?;
         let start_j = counter.joules().ok()?;
-        Some(Self { counter, start_j })
+        Some(Self { counter, start: Instant::now(), start_j })
     }
 
-    /// What was counted since then; `None` when the counter has not changed.
+    /// What was counted since then; `None` where that was too short for this counter.
     pub fn end(&mut self) -> Option<Counted> {
+        if self.start.elapsed().as_secs_f64() < Self::CHANGES * self.counter.period_s() {
+            return None;
+        }
         let joules = self.counter.joules().ok()? - self.start_j;
         let counted = Counted { counter: self.counter.name(), joules, tier: Tier::Counter };
         (joules > 0.0).then_some(counted)
@@ -103,6 +143,34 @@ impl Window {
         Ok(Self { seconds, joules: last.joules - first.joules })
     }
 
+    /// What a counter counted while `work` ran, looked at from another thread. The outer error is `work`'s, the inner
+    /// one says that the counter did not say enough.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn during<T>(
+        counter: &mut (impl EnergyCounter + Send),
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Result<Self>)> {
+        let (start, done) = (Instant::now(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| -> Result<Vec<Reading>> {
+                let mut readings = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let seconds = start.elapsed().as_secs_f64();
+                    readings.push(Reading { seconds, joules: counter.joules()? });
+                    std::thread::sleep(Duration::from_secs_f64(EVERY_S));
+                }
+                Ok(readings)
+            });
+            let result = work();
+            done.store(true, Ordering::Relaxed);
+            let broken = |_| Err(Error::Failed("energy counter: its reader failed".into()));
+            let readings = watcher.join().unwrap_or_else(broken);
+            Ok((result?, readings.and_then(|readings| Self::of(&readings))))
+        })
+    }
+
     /// Mean power \[W\].
     pub fn watts(&self) -> f64 {
         self.joules / self.seconds
@@ -118,8 +186,7 @@ impl Window {
         now: &mut dyn FnMut() -> f64,
         work: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Self, f64)> {
-        /// Between readings, and the longest that is waited \[s\].
-        const EVERY: f64 = 0.01;
+        /// The longest that is waited \[s\].
         const LONGEST: f64 = 60.0;
         let start = now();
         let (mut readings, mut repetitions, mut checked) = (Vec::<Reading>::new(), 0u64, 0.0);
@@ -127,7 +194,7 @@ impl Window {
             work()?;
             repetitions += 1;
             let seconds = now() - start;
-            if readings.last().is_none_or(|last| seconds - last.seconds >= EVERY) {
+            if readings.last().is_none_or(|last| seconds - last.seconds >= EVERY_S) {
                 readings.push(Reading { seconds, joules: counter.joules()? });
             }
             if seconds < Self::MIN_SECONDS || seconds - checked < 1.0 {
@@ -179,6 +246,10 @@ mod tests {
     impl EnergyCounter for Steady {
         fn name(&self) -> String {
             "steady".into()
+        }
+
+        fn period_s(&self) -> f64 {
+            0.01
         }
 
         fn joules(&mut self) -> Result<f64> {

@@ -60,6 +60,10 @@ impl EnergyCounter for Rapl {
         format!("RAPL ({})", names.join(", "))
     }
 
+    fn period_s(&self) -> f64 {
+        1e-3
+    }
+
     fn joules(&mut self) -> Result<f64> {
         let mut sum = 0.0;
         for zone in &mut self.zones {

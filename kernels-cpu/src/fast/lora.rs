@@ -1,5 +1,7 @@
 //! LoRA: t = A x, and y + B t.
 
+use std::ops::Range;
+
 use half::f16;
 use wattle_shaders::Row;
 
@@ -110,6 +112,35 @@ pub(super) fn add_up<S: Simd>(
     }
 }
 
+/// Asks for the rows of B that [`add_up`] will want of `row`: they are few, far from anything read before, and needed
+/// at once after a product's last term.
+#[inline(always)]
+pub(super) fn fetch_up<S: Simd>(simd: S, lora: &Lora<Factor>, row: &Row, outputs: Range<usize>) {
+    if !row.lora_in(lora.layer) {
+        return;
+    }
+    for (index, target) in lora.targets.iter().enumerate() {
+        let Some(pair) = lora.active(index, row) else { continue };
+        let from = outputs.start.max(target.start).saturating_sub(target.start);
+        let to = outputs.end.min(target.start + target.rows).saturating_sub(target.start);
+        if from < to {
+            let panels = from / LANES * LANES * pair.rank..to.next_multiple_of(LANES) * pair.rank;
+            match pair.b {
+                Factor::F32(b) => fetch(simd, &b[panels]),
+                Factor::F16(b) => fetch(simd, &b[panels]),
+            }
+        }
+    }
+}
+
+/// Asks for all of some values.
+#[inline(always)]
+fn fetch<S: Simd, E>(simd: S, values: &[E]) {
+    for line in values.chunks(CACHE_LINE / size_of::<E>()) {
+        simd.prefetch(line.as_ptr());
+    }
+}
+
 /// y += B t for the rows of B from `first` on.
 #[inline(always)]
 fn add_rows<S: Simd, E: Element>(simd: S, b: &[E], t: &[f32], first: usize, y: &mut [f32]) {
@@ -192,6 +223,12 @@ impl Work for Up<'_> {
 /// Rows of A that are multiplied together.
 const ROWS: usize = 4;
 
+/// Bytes that memory gives at once.
+const CACHE_LINE: usize = 64;
+
+/// How many multiply-adds of a few rows a multiply-add of A is worth: it waits for memory.
+const COLD: usize = 4;
+
 /// Lines of x that stay in a near cache while A goes by.
 const LINES: usize = 16;
 
@@ -200,7 +237,7 @@ pub fn lora_down(rows: &[Row], lora: &Lora<Factor>, x: &[f32], t: &mut [f32]) {
     if t.is_empty() {
         return;
     }
-    let per = lora.t_width().div_ceil(parts(t.len() * lora.cols)).next_multiple_of(ROWS);
+    let per = lora.t_width().div_ceil(parts(COLD * t.len() * lora.cols)).next_multiple_of(ROWS);
     each(columns(t, lora.t_width(), per), |t| run(Down { rows, lora, x, t }));
 }
 

@@ -1,9 +1,11 @@
 //! W x with its epilogues.
 
+use std::ops::Range;
+
 use wattle_shaders::Row;
 
 use super::inputs::{Lines, Precision};
-use super::lora::{Factor, add_up};
+use super::lora::{Factor, add_up, fetch_up};
 use super::math;
 use super::panel;
 use super::simd::{Element, LANES, Simd, Work, run};
@@ -82,18 +84,25 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// Outputs of a block: as many as threads and cache want, in whole panels.
-fn block(outputs: usize, inputs: usize, work: usize) -> usize {
-    let per = outputs.div_ceil(parts(work)).min((BLOCK / inputs.max(1)).max(4));
-    per.next_multiple_of(LANES)
+/// Outputs of a block, in whole panels: as many as threads and, for a dense matrix, the cache want. Quantized ones see to
+/// the cache themselves, panel by panel.
+fn block(outputs: usize, x: &Operand, matrices: usize) -> usize {
+    let (rows, inputs) = (x.floats.len(), x.floats.first().map_or(1, |x| x.len().max(1)));
+    let parts = parts(matrices * rows * inputs * outputs);
+    // One row waits for memory, which gives long stretches faster than many short ones.
+    let parts = if rows == 1 { parts.div_ceil(2) } else { parts };
+    let most = if x.lines.is_some() { usize::MAX } else { (BLOCK / inputs).max(4) };
+    outputs.div_ceil(parts).min(most).next_multiple_of(LANES)
 }
 
 /// `x` \[rows, inputs\], `y` \[rows, outputs\].
 pub fn project(op: &Project, x: &[f32], y: &mut [f32]) {
-    let inputs = op.weight.cols;
-    let per = block(op.outputs, inputs, op.rows.len() * inputs * op.outputs);
     let x = &Operand::new(x, &[op.weight], op.precision);
+    let per = block(op.outputs, x, 1);
     each(columns(y, op.outputs, per), |mut columns| {
+        if let Some((lora, _)) = op.lora {
+            run(Fetch { rows: op.rows, lora, outputs: columns.range() });
+        }
         linear(op.weight, op.bias, x, columns.start, &mut columns.rows);
         run(ProjectEnd { op, columns });
     });
@@ -128,13 +137,17 @@ impl Work for ProjectEnd<'_> {
 
 /// `x` \[rows, inputs\], `y` \[rows, outputs\].
 pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
-    let inputs = op.weights[0].cols;
-    let per = block(op.outputs, inputs, 2 * op.rows.len() * inputs * op.outputs);
     let x = &Operand::new(x, &op.weights, op.precision);
+    let per = block(op.outputs, x, op.weights.len());
     each(columns(y, op.outputs, per), |mut columns| {
         let width = columns.rows.first().map_or(0, |y| y.len());
         let mut up = vec![0.0; width * op.rows.len()];
         let up: &mut Vec<&mut [f32]> = &mut up.chunks_mut(width.max(1)).collect();
+        if let Some((lora, _)) = op.lora {
+            let gate = columns.range();
+            run(Fetch { rows: op.rows, lora, outputs: gate.clone() });
+            run(Fetch { rows: op.rows, lora, outputs: op.outputs + gate.start..op.outputs + gate.end });
+        }
         linear(op.weights[0], op.biases[0], x, columns.start, &mut columns.rows);
         linear(op.weights[1], op.biases[1], x, columns.start, up);
         run(GateUpEnd { op, columns, up });
@@ -161,6 +174,25 @@ impl Work for GateUpEnd<'_, '_> {
             }
             math::activate(simd, op.function, gate);
             gate.iter_mut().zip(up.iter()).for_each(|(gate, up)| *gate *= *up);
+        }
+    }
+}
+
+/// Has the factors of some outputs fetched while W x is computed.
+struct Fetch<'a> {
+    rows: &'a [Row],
+    lora: &'a Lora<Factor<'a>>,
+    outputs: Range<usize>,
+}
+
+impl Work for Fetch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // A prompt's rows read them so often that only the first time counts.
+        if let [row] = self.rows {
+            fetch_up(simd, self.lora, row, self.outputs);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Work over the threads of the current rayon pool.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// Multiply-adds below which a hand-off to another thread costs more than it saves.
@@ -37,6 +39,13 @@ pub(super) struct Columns<'a> {
     pub start: usize,
     /// One slice per row.
     pub rows: Vec<&'a mut [f32]>,
+}
+
+impl Columns<'_> {
+    /// The columns' indices.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.rows.first().map_or(0, |row| row.len())
+    }
 }
 
 /// Divides `y` (rows of `width` elements) into blocks of columns of `per` elements.

@@ -19,22 +19,26 @@ struct Site {
     head: u32,    // where the factors begin in the buffer, after the rank table
     first: u32,   // the first factor (B: element, A: row) of the pool that the buffer holds
     count: u32,   // and how many
-    _pad: u32,
+    partials: u32, // partial sums of t
     part: array<Part, 4>,
 }
 
-@group(1) @binding(6) var<storage, read> t: array<f32>;      // [n, parts * R padded to 4]
+@group(1) @binding(6) var<storage, read> t: array<f32>;      // [n, partials, parts * R; a row padded to 4]
 @group(1) @binding(7) var<storage, read> b_pool: array<f32>; // [parts, S], then per part [S, rows, R]
 @group(1) @binding(8) var<uniform> site: Site;
 
-// y + (B t)[output] for `line` of the op, terms by ascending rank; y where LoRA is off. Terms whose factors lie in
+// Elements of a row of t.
+fn t_stride() -> u32 {
+    return (site.partials * site.parts * site.rank + 3u) / 4u * 4u;
+}
+
+// y + (B t)[output] for `line` of the op, t being whole (see partials.wgsl), terms by ascending rank; y where LoRA is off. Terms whose factors lie in
 // another buffer are left to its dispatch.
 fn add_lora(y: f32, output: u32, line: u32, row: Row) -> f32 {
     var sum = y;
     if site.parts == 0u || !lora_on(row, site.layer) {
         return sum;
     }
-    let t_stride = (site.parts * site.rank + 3u) / 4u * 4u;
     for (var i = 0u; i < site.parts; i++) {
         let part = site.part[i];
         let o = output - part.start;
@@ -46,7 +50,7 @@ fn add_lora(y: f32, output: u32, line: u32, row: Row) -> f32 {
         for (var r = 0u; r < rank; r++) {
             let at = begin + r - site.first;
             if at < site.count {
-                sum = fma(b_pool[site.head + at], t[line * t_stride + i * site.rank + r], sum);
+                sum = fma(b_pool[site.head + at], t[line * t_stride() + i * site.rank + r], sum);
             }
         }
     }

@@ -17,6 +17,24 @@ const NF4 = array<f32, 16>(
     -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0);
 
+// The same where lanes look them up: compilers copy a constant array for every use of it.
+var<workgroup> normal_floats: array<f32, 16>;
+
+// To be called by all of at least 16 lanes before any decodes.
+fn prepare(p: Panels, lane: u32) {
+    if p.offset_type == 3u {
+        if lane < 16u {
+            normal_floats[lane] = NF4[lane];
+        }
+        workgroupBarrier();
+    }
+}
+
+fn normal_float(c: vec4f) -> vec4f {
+    let at = vec4u(c);
+    return vec4f(normal_floats[at.x], normal_floats[at.y], normal_floats[at.z], normal_floats[at.w]);
+}
+
 // Where the codes of the vec4 of columns `i` of the four rows `quad` (counted from the buffer's first) lie.
 fn codes_at(p: Panels, quad: u32, i: u32) -> u32 {
     @if(nibbles)
@@ -87,7 +105,10 @@ fn element(p: Panels, c: vec4f, scale: vec4f, offsets: vec4u, quad: u32) -> vec4
             return scale * (c - vec4f(zeros));
         }
         default: {
-            return scale * vec4f(NF4[u32(c.x)], NF4[u32(c.y)], NF4[u32(c.z)], NF4[u32(c.w)]);
+            @if(nibbles)
+            return scale * normal_float(c);
+            @if(bytes)
+            return scale * c;
         }
     }
 }

@@ -79,7 +79,7 @@ impl Backend for CpuBackend {
                     validate::factors(&prepared.plan, slot, &factors)?;
                 }
                 let CpuOptions { mode, precision, .. } = self.options;
-                let new = Slot::new(factors, self.slots.values(), mode, precision);
+                let new = Slot::new(factors, self.slots.values(), mode, precision)?;
                 self.slots.insert(slot, new)
             }
         };
@@ -102,6 +102,9 @@ impl Backend for CpuBackend {
         let range = 0..prepared.plan.ops.len();
         prepared.limits.check(step)?;
         validate::doors(&prepared.plan, step, &Doors { range: range.clone(), ..Doors::default() })?;
+        if self.options.limits.lost_after.is_some_and(|steps| steps <= self.counters.steps) {
+            return Err(Error::device(&self.name, "lost, as a test wanted"));
+        }
         let sampled = self.execute(plan, step, range, &[], false)?.sampled;
         self.counters.steps += 1;
         self.results.insert(self.counters.steps, sampled);

@@ -23,11 +23,23 @@ fn norm(weights: &NormWeights, width: usize, kind: NormKind, eps: f32) -> Norm<&
 fn lora<'a>(site: &Site, io: &Io<'a>) -> Lora<Factor<'a>> {
     let pairs = io.pairs(site, |slot, place| {
         let packed = slot.packed.get(place)?;
-        Some(Pair { rank: packed.rank, a: packed.a.view(), b: packed.b.view() })
+        let [a, b] = packed.view();
+        Some(Pair { rank: packed.rank, a, b })
     });
     let targets = site.targets.iter().zip(pairs);
     let targets = targets.map(|(t, slots)| Target { start: t.start, rows: t.rows, slots }).collect();
-    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, targets }
+    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, part: site.part, targets }
+}
+
+/// Whether an op has a fast version. What [`crate::plan::FuseOptions::CPU`] does not ask for has none.
+pub(super) fn has(op: &Op) -> bool {
+    let whole = op.sites().all(|site| site.partials() == 1);
+    let known = match &op.kind {
+        OpKind::Project(project) => project.norm.is_none(),
+        OpKind::RopeKv(rope_kv) => rope_kv.lora.is_none(),
+        _ => true,
+    };
+    op.carry.is_none() && whole && known
 }
 
 /// Runs `op`; what it draws, if it samples.

@@ -1,7 +1,7 @@
 //! Which activation lies in which buffer.
 
 use crate::error::Result;
-use crate::plan::{Extent, Plan, TensorId};
+use crate::plan::{Extent, Op, Plan, TensorId};
 
 use super::memory::Buffer;
 use crate::backend::Capacity;
@@ -73,13 +73,13 @@ fn assign(plan: &Plan, size: impl Fn(TensorId) -> usize) -> (Vec<usize>, Vec<usi
     let (mut sizes, mut free) = (Vec::new(), Vec::new());
     let mut buffer_of = vec![usize::MAX; plan.tensors.len()];
     // Tensors that no op writes are imported, so they are there from the start.
-    let written: Vec<_> = plan.ops.iter().filter_map(|op| op.output).collect();
+    let written: Vec<_> = plan.ops.iter().flat_map(Op::outputs).collect();
     for id in (0..plan.tensors.len() as u32).map(TensorId).filter(|id| !written.contains(id)) {
         buffer_of[id.0 as usize] = sizes.len();
         sizes.push(size(id));
     }
     for (index, op) in plan.ops.iter().enumerate() {
-        if let Some(id) = op.output {
+        for id in op.outputs() {
             let wanted = size(id);
             let by_fit = |&&buffer: &&usize| match sizes[buffer] {
                 size if size >= wanted => (0, size - wanted),
@@ -94,8 +94,9 @@ fn assign(plan: &Plan, size: impl Fn(TensorId) -> usize) -> (Vec<usize>, Vec<usi
             buffer_of[id.0 as usize] = buffer;
         }
         // What is read here for the last time is free only now: an output never shares with its op's inputs.
-        let mut ending: Vec<_> = op.inputs.iter().filter(|&&id| last_read(id) == Some(index)).collect();
-        ending.extend(op.output.iter().filter(|&&id| last_read(id).is_none()));
+        let mut ending: Vec<_> =
+            op.inputs.iter().copied().filter(|&id| last_read(id) == Some(index)).collect();
+        ending.extend(op.outputs().filter(|&id| last_read(id).is_none()));
         ending.sort();
         ending.dedup();
         free.extend(ending.into_iter().map(|id| buffer_of[id.0 as usize]));

@@ -164,7 +164,7 @@ impl CpuBackend {
             for index in range.clone() {
                 self.run_op(handle, step, index, count, &mut outcome)?;
                 let plan = &self.plans[handle.0];
-                if let Some(id) = plan.plan.ops[index].output.filter(|id| taps.contains(id)) {
+                for id in plan.plan.ops[index].outputs().filter(|id| taps.contains(id)) {
                     let tensor = plan.plan.tensor(id);
                     let len = validate::lines(tensor.extent, step) * tensor.width;
                     outcome.taps.insert(id, plan.activations.get(id)[..len].to_vec());
@@ -200,7 +200,9 @@ impl CpuBackend {
         let Some(kv) = self.kv.as_mut() else { return Err(Error::value("plan", "not prepared")) };
         let start = self.timing.then(Instant::now);
         let mut output = op.output.and_then(|id| prepared.activations.take(id));
-        let width = op.output.map_or(0, |id| plan.tensor(id).width);
+        let mut carried = op.carry.as_ref().and_then(|carry| prepared.activations.take(carry.t));
+        let widths = [op.output, op.carry.as_ref().map(|carry| carry.t)];
+        let [width, t_width] = widths.map(|id| id.map_or(0, |id| plan.tensor(id).width));
         let input = |&id: &TensorId| {
             let tensor = plan.tensor(id);
             &prepared.activations.get(id)[..validate::lines(tensor.extent, step) * tensor.width]
@@ -214,6 +216,9 @@ impl CpuBackend {
             inputs: op.inputs.iter().map(input).collect(),
             width: op.inputs.first().map_or(0, |&id| plan.tensor(id).width),
             output: output.as_mut().map_or(&mut [], |buffer| &mut buffer.values_mut()[..rows.len() * width]),
+            carried: carried
+                .as_mut()
+                .map_or(&mut [], |buffer| &mut buffer.values_mut()[..rows.len() * t_width]),
             cache,
             states,
             slots: &self.slots,
@@ -222,12 +227,12 @@ impl CpuBackend {
             layout,
             precision: self.options.precision,
         };
-        // Only the twins can count.
+        // Only the twins can count; what a GPU fuses has no other kernels here.
         let result = match self.options.mode {
-            Mode::Fast if !count => fast::run(op, io),
+            Mode::Fast if !count && fast::has(op) => fast::run(op, io),
             _ => plain::run(op, io, count.then_some(&tally)),
         };
-        if let (Some(id), Some(buffer)) = (op.output, output) {
+        for (id, buffer) in op.outputs().zip([output, carried].into_iter().flatten()) {
             prepared.activations.put(id, buffer);
         }
         outcome.sampled.extend(result?);

@@ -23,6 +23,8 @@ pub(super) struct Io<'a> {
     /// Width of the first input.
     pub width: usize,
     pub output: &'a mut [f32],
+    /// The t that the op carries.
+    pub carried: &'a mut [f32],
     /// K and V of the op's layer.
     pub cache: [&'a mut [f32]; 2],
     pub layout: Layout,

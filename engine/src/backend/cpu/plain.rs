@@ -8,7 +8,7 @@ use wattle_kernels_cpu::norm::{self, Norm};
 use wattle_kernels_cpu::project::{self, Project};
 use wattle_kernels_cpu::rope::{self, Angles};
 use wattle_kernels_cpu::rope_kv::{self, RopeKv};
-use wattle_kernels_cpu::{Class, Counts, Lora, Pair, Read, Size, Tally, Target, View, Weight, Write};
+use wattle_kernels_cpu::{Carry, Class, Counts, Lora, Pair, Read, Size, Tally, Target, View, Weight, Write};
 use wattle_kernels_cpu::{
     activate, add, add_position, embed, lora_down, lora_embed, lora_up, sample, select,
 };
@@ -94,7 +94,7 @@ fn lora<'a>(site: &Site, factors: &'a [Vec<Option<Pair<Floats<'_>>>>]) -> Lora<&
     let targets = site.targets.iter().zip(factors);
     let targets =
         targets.map(|(t, factors)| Target { start: t.start, rows: t.rows, slots: slots(factors) }).collect();
-    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, targets }
+    Lora { layer: site.layer, cols: site.cols, rank: site.capacity.rank, part: site.part, targets }
 }
 
 fn norm<'a>(
@@ -112,6 +112,10 @@ pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> R
     let inputs: Vec<Floats> = io.inputs.iter().map(|x| views.floats(x, Class::ActivationRead)).collect();
     let x = |index: usize| &inputs[index] as &dyn Read;
     let y = &mut views.written(std::mem::take(&mut io.output), Class::ActivationWrite);
+    let t = &mut views.written(std::mem::take(&mut io.carried), Class::ActivationWrite);
+    let carried = op.carry.as_ref().map(|carry| (&carry.site, views.factors(&io, &carry.site)));
+    let carried = carried.as_ref().map(|(site, factors)| lora(site, factors));
+    let carry = carried.as_ref().map(|lora| Carry { rows: io.rows, lora, t });
     let (rows, width, len) = (io.rows, io.width, io.rows.len() * io.width);
     match &op.kind {
         OpKind::Embed { table } => embed::plain(rows, table.cols, &views.matrix(table)?, io.states, y),
@@ -120,13 +124,17 @@ pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> R
         }
         OpKind::Norm(op) => {
             let weights = views.norm(&op.weights);
-            norm::plain(rows.len() * op.groups, &norm(&weights, width / op.groups, op.kind, op.eps), x(0), y);
+            let norm = norm(&weights, width / op.groups, op.kind, op.eps);
+            norm::plain(rows.len() * op.groups, &norm, x(0), y, carry);
         }
         OpKind::Project(op) => {
             let (matrix, bias) = (views.matrix(&op.weight)?, views.vector(&op.bias));
             let factors = op.lora.as_ref().map(|site| views.factors(&io, site));
             let lora = op.lora.as_ref().zip(factors.as_ref()).map(|(site, factors)| lora(site, factors));
+            let weights = op.norm.as_ref().map(|norm| (norm, views.norm(&norm.weights)));
+            let norm = weights.as_ref().map(|(op, weights)| norm(weights, width, op.kind, op.eps));
             let project = Project {
+                norm,
                 inputs: width,
                 outputs: op.weight.rows,
                 weight: &matrix,
@@ -135,7 +143,7 @@ pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> R
                 activation: op.activation.map(function),
                 residual: op.residual.then(|| x(inputs.len() - 1)),
             };
-            project::plain(rows, &project, x(0), y);
+            project::plain(rows, &project, x(0), y, carry);
         }
         OpKind::LoraDown { site } => {
             lora_down::plain(rows, &lora(site, &views.factors(&io, site)), x(0), y);
@@ -165,17 +173,24 @@ pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> R
                 function: function(op.function),
                 lora: lora.as_ref().map(|lora| (lora, x(1))),
             };
-            gate_up::plain(rows, &gate_up, x(0), y);
+            gate_up::plain(rows, &gate_up, x(0), y, carry);
         }
         OpKind::Rope { .. } | OpKind::KvWrite { .. } | OpKind::RopeKv(_) | OpKind::Attend(_) => {
-            attention(op, io, views, &inputs, y);
+            attention(op, io, views, &inputs, y, carry);
         }
     }
     Ok(Vec::new())
 }
 
 /// The ops that know heads and positions.
-fn attention<'a>(op: &'a Op, io: Io<'a>, views: Views<'a>, inputs: &[Floats<'a>], y: &mut dyn Write) {
+fn attention<'a>(
+    op: &'a Op,
+    io: Io<'a>,
+    views: Views<'a>,
+    inputs: &[Floats<'a>],
+    y: &mut dyn Write,
+    carry: Option<Carry>,
+) {
     let x = |index: usize| &inputs[index] as &dyn Read;
     let (rows, shape) = (io.rows, io.shape);
     let table = io.angles.map(|(_, table)| views.floats(table, Class::Weight));
@@ -186,8 +201,11 @@ fn attention<'a>(op: &'a Op, io: Io<'a>, views: Views<'a>, inputs: &[Floats<'a>]
     if let OpKind::Attend(attend_op) = &op.kind {
         let cache = io.cache.each_ref().map(|values| views.floats(values, Class::KvRead));
         let cached = Cached { layout: io.layout, k: &cache[0], v: &cache[1] };
-        return attend(rows, &io.attend(attend_op), x(0), cached, y);
+        return attend(rows, &io.attend(attend_op), x(0), cached, y, carry);
     }
+    let site = op.sites().next();
+    let factors = site.map(|site| views.factors(&io, site));
+    let lora = site.zip(factors.as_ref()).map(|(site, factors)| lora(site, factors));
     let [k, v] = io.cache.map(|values| views.written(values, Class::KvWrite));
     let (k, v) = (&mut { k }, &mut { v });
     let mut cache = Cache { layout: io.layout, k, v };
@@ -205,6 +223,7 @@ fn attention<'a>(op: &'a Op, io: Io<'a>, views: Views<'a>, inputs: &[Floats<'a>]
                 q_norm: head_norm(0),
                 k_norm: head_norm(1),
                 angles: angles.filter(|_| op.rotate),
+                lora: lora.as_ref().map(|lora| (lora, x(1))),
             };
             rope_kv::plain(rows, &rope_kv, x(0), y, &mut cache);
         }

@@ -11,16 +11,18 @@ use crate::adapter::{Factors, Pair};
 use crate::backend::{Backend, Capacity, Doors, Limits, PlanHandle, Step};
 use crate::error::Error;
 use crate::model::{Dtype, Model};
-use crate::plan::{self, FuseOptions, LoraCapacity, Plan, TensorId};
+use crate::plan::{self, FuseOptions, LoraCapacity, Op, Plan, TensorId};
 
 const CAPACITY: Capacity = Capacity { sequences: 3, context: 32, rows: 8, samples: 4 };
 
-fn plans() -> [Arc<Plan>; 2] {
+/// The plain plan, the CPU's, and a GPU's.
+fn plans() -> [Arc<Plan>; 3] {
     let model = Model::random("tiny", Dtype::Bf16, 7).expect("a known shape");
     let lora = LoraCapacity { slots: 2, rank: 4, outside: true };
     let plain = plan::build(&model.spec, &model.weights, lora);
-    let fused = plan::fuse(&plain, FuseOptions { lora_epilogue: true });
-    [Arc::new(plain), Arc::new(fused)]
+    let fused = [FuseOptions::CPU, FuseOptions::gpu(1 << 20)].map(|options| plan::fuse(&plain, options));
+    let [cpu, gpu] = fused.map(Arc::new);
+    [Arc::new(plain), cpu, gpu]
 }
 
 fn backend(mode: Mode, plan: &Arc<Plan>) -> (CpuBackend, PlanHandle) {
@@ -51,7 +53,7 @@ fn step() -> Step {
 
 fn factors(plan: &Plan, rank: usize) -> Arc<Factors> {
     let mut factors = Factors::default();
-    for site in (0..plan.ops.len()).filter_map(|op| plan.site(op)) {
+    for site in plan.ops.iter().flat_map(Op::sites) {
         for target in &site.targets {
             let values = |len: usize| (0..len).map(|i| (i % 11) as f32 * 0.02 - 0.1).collect();
             let (cols, rows) = (site.cols, target.rows);
@@ -91,16 +93,16 @@ fn costs_are_what_the_twins_count() {
 
 #[test]
 fn a_step_through_doors_is_the_step() {
-    for (plan, mode) in plans().into_iter().zip([Mode::Plain, Mode::Fast]) {
+    for (plan, mode) in plans().into_iter().zip([Mode::Plain, Mode::Fast, Mode::Fast]) {
         let (mut backend, handle) = backend(mode, &plan);
-        let everything: Vec<TensorId> = plan.ops.iter().filter_map(|op| op.output).collect();
+        let everything: Vec<TensorId> = plan.ops.iter().flat_map(Op::outputs).collect();
         let whole = Doors { range: 0..plan.ops.len(), taps: everything, ..Doors::default() };
         let taps = backend.run(handle, &step(), &whole).expect("a run");
         for cut in 1..plan.ops.len() {
             let import =
                 plan.live_in(cut..plan.ops.len()).into_iter().map(|id| (id, taps[&id].clone())).collect();
             let range = cut..plan.ops.len();
-            let written: Vec<_> = plan.ops[range.clone()].iter().filter_map(|op| op.output).collect();
+            let written: Vec<_> = plan.ops[range.clone()].iter().flat_map(Op::outputs).collect();
             let rest = backend.run(handle, &step(), &Doors { range, import, taps: written });
             for (id, values) in rest.expect("a run") {
                 let same = values.iter().zip(&taps[&id]).all(|(a, b)| a.to_bits() == b.to_bits());
@@ -113,7 +115,7 @@ fn a_step_through_doors_is_the_step() {
 
 #[test]
 fn wrong_steps_are_refused_by_name() {
-    let [plan, _] = plans();
+    let [plan, ..] = plans();
     let (mut backend, handle) = backend(Mode::Fast, &plan);
     let wrong = |change: &dyn Fn(&mut Step)| {
         let mut step = step();
@@ -148,7 +150,7 @@ fn wrong_steps_are_refused_by_name() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let [plan, _] = plans();
+    let [plan, ..] = plans();
     let (mut backend, handle) = backend(Mode::Fast, &plan);
     assert!(backend.set_slot(0, Some(factors(&plan, 5))).is_err(), "rank 5 of 4");
     assert!(backend.set_slot(2, Some(factors(&plan, 1))).is_err(), "slot 2 of 2");
@@ -177,7 +179,7 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn a_copied_sequence_goes_on_like_its_source() {
-    let [_, plan] = plans();
+    let [_, plan, _] = plans();
     let (mut backend, handle) = backend(Mode::Fast, &plan);
     let rows = (0..8).map(|i| Row::prompt(i * 3, i, 0)).collect();
     backend.submit(handle, &Step { rows, samples: vec![sample(7, 0)] }).expect("a prompt");
@@ -195,7 +197,7 @@ fn a_copied_sequence_goes_on_like_its_source() {
 
 #[test]
 fn timings_name_every_op_once() {
-    let [_, plan] = plans();
+    let [_, plan, _] = plans();
     let (mut backend, handle) = backend(Mode::Fast, &plan);
     backend.submit(handle, &step()).expect("a step");
     assert!(backend.take_timings().is_empty(), "off at first");

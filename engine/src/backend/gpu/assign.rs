@@ -21,21 +21,21 @@ pub(super) struct Assignment {
 pub(super) fn assign(plan: &Plan, bytes: impl Fn(&Tensor) -> u64) -> Assignment {
     let mut last_use = vec![0; plan.tensors.len()];
     for (index, op) in plan.ops.iter().enumerate() {
-        for id in op.inputs.iter().chain(&op.output) {
+        for id in op.inputs.iter().copied().chain(op.outputs()) {
             last_use[id.0 as usize] = index;
         }
     }
     let mut assignment = Assignment { buffer: vec![0; plan.tensors.len()], sizes: Vec::new() };
     // What no op writes is imported: it has a buffer of its own.
     for (index, tensor) in plan.tensors.iter().enumerate() {
-        if !plan.ops.iter().any(|op| op.output.is_some_and(|id| id.0 as usize == index)) {
+        if !plan.ops.iter().any(|op| op.outputs().any(|id| id.0 as usize == index)) {
             assignment.buffer[index] = assignment.sizes.len();
             assignment.sizes.push(bytes(tensor));
         }
     }
     let mut free: VecDeque<usize> = VecDeque::new();
     for (index, op) in plan.ops.iter().enumerate() {
-        if let Some(output) = op.output {
+        for output in op.outputs() {
             let needed = bytes(plan.tensor(output));
             let fitting = free.iter().position(|&buffer| assignment.sizes[buffer] >= needed);
             let buffer = fitting.and_then(|at| free.remove(at)).unwrap_or_else(|| {
@@ -44,7 +44,7 @@ pub(super) fn assign(plan: &Plan, bytes: impl Fn(&Tensor) -> u64) -> Assignment 
             });
             assignment.buffer[output.0 as usize] = buffer;
         }
-        let mut done: Vec<_> = op.inputs.iter().chain(&op.output).collect();
+        let mut done: Vec<_> = op.inputs.iter().copied().chain(op.outputs()).collect();
         done.sort();
         done.dedup();
         let done = done.into_iter().filter(|id| last_use[id.0 as usize] == index);
@@ -63,7 +63,8 @@ mod tests {
         let tensor = |i: usize| Tensor { name: format!("t{i}"), extent: Extent::Rows, width: 1 + i % 3 };
         let op = |i: usize| {
             let inputs = vec![TensorId(i as u32), TensorId(i as u32 + 1)];
-            Op { name: format!("op{i}"), kind: OpKind::Add, inputs, output: Some(TensorId(i as u32 + 2)) }
+            let output = Some(TensorId(i as u32 + 2));
+            Op { name: format!("op{i}"), kind: OpKind::Add, inputs, output, carry: None }
         };
         let kv = KvShape { layers: 0, heads: 1, kv_heads: 1, head_dim: 1 };
         let tensors = (0..ops + 2).map(tensor).collect();

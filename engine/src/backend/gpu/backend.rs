@@ -77,6 +77,7 @@ impl Backend for GpuBackend {
                 angles: angles.as_ref(),
                 results: &self.results,
                 nothing: &self.nothing,
+                nowhere: &self.nowhere,
                 activations: &activations,
             };
             launches.push(compiler.launches()?);

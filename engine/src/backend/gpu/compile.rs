@@ -3,7 +3,7 @@
 use wattle_shaders::{Kernel, params};
 
 use super::device::Gpu;
-use super::launch::{Grid, Launch, extent_code, function_code, k4, read, stride, write};
+use super::launch::{B_POOL, Grid, Launch, T, extent_code, function_code, k4, read, stride, write};
 use super::lora::Pools;
 use super::sequences::{Cells, Sequences};
 use super::weights::Weights;
@@ -25,6 +25,8 @@ pub(super) struct Compiler<'a> {
     pub results: &'a wgpu::Buffer,
     /// Bound where an op has no such operand.
     pub nothing: &'a wgpu::Buffer,
+    /// Bound where an op carries no A x.
+    pub nowhere: &'a wgpu::Buffer,
     /// Per tensor, its buffer.
     pub activations: &'a [wgpu::Buffer],
 }
@@ -117,10 +119,12 @@ impl Compiler<'_> {
             eps: norm.eps,
         };
         let (weight, bias) = (self.vectors(&[weight], width)?, self.vectors(&[bias], width)?);
-        let bindings =
-            vec![read(1, self.input(0)), read(2, &weight), read(3, &bias), write(4, self.output()?)];
-        let grid = Grid::Groups(norm.groups as u64);
-        Ok(vec![Launch { extent: self.extent(), ..Launch::new(self, params, bindings, grid)? }])
+        let (next, carried) = self.carried()?;
+        let operands = [read(1, self.input(0)), read(2, &weight), read(3, &bias), write(4, self.output()?)];
+        let bindings = operands.into_iter().chain(carried).collect();
+        let grid = Grid::Groups(norm.groups as u64 + u64::from(next.parts * next.rank));
+        let launch = Launch::new(self, params, bindings, grid)?;
+        Ok(vec![Launch { extent: self.extent(), next: Some(next), ..launch }])
     }
 
     /// These vectors one after the other, as one buffer; any buffer if there is none.
@@ -182,6 +186,7 @@ impl Compiler<'_> {
         let norms = [(&op.q_norm, q_norm), (&op.k_norm, k_norm)]
             .map(|(norm, weight)| norm.as_ref().map(|_| weight.unwrap_or(&ones)));
         let norms = self.vectors(&norms, kv.head_dim)?;
+        let (site, lora) = self.epilogue(op.lora.as_ref())?;
         self.per_cells(op.layer, |cells, cache| {
             let params = params::RopeKv {
                 cache,
@@ -195,14 +200,18 @@ impl Compiler<'_> {
                 eps: op.eps,
             };
             let reads = [read(1, self.input(0)), read(2, &norms), read(3, &angles)];
-            let writes = [write(4, &cells.k), write(5, &cells.v), write(6, self.output()?)];
-            let bindings = reads.into_iter().chain(writes).collect();
-            Launch::new(self, params, bindings, Grid::Groups((kv.heads + 2 * kv.kv_heads) as u64))
+            let writes = [write(4, &cells.k), write(5, &cells.v), write(9, self.output()?)];
+            let factors = [read(T, &lora.0), read(B_POOL, &lora.1)];
+            let bindings = reads.into_iter().chain(writes).chain(factors).collect();
+            let launch =
+                Launch::new(self, params, bindings, Grid::Groups((kv.heads + 2 * kv.kv_heads) as u64))?;
+            Ok(Launch { constant: Some(("0", stride(kv.head_dim) as u32)), site: Some(site), ..launch })
         })
     }
 
-    fn attend(&self, attend: &Attend) -> Result<Vec<Launch>> {
+    fn attend(&mut self, attend: &Attend) -> Result<Vec<Launch>> {
         let kv = self.plan.kv;
+        let (next, carried) = self.carried()?;
         self.per_cells(attend.layer, |cells, cache| {
             let params = params::Attend {
                 cache,
@@ -212,9 +221,10 @@ impl Compiler<'_> {
                 scale: attend.scale,
             };
             let reads = [read(1, self.input(0)), read(2, &cells.k), read(3, &cells.v)];
-            let bindings = reads.into_iter().chain([write(4, self.output()?)]).collect();
+            let bindings =
+                reads.into_iter().chain([write(4, self.output()?)]).chain(carried.clone()).collect();
             let launch = Launch::new(self, params, bindings, Grid::Groups(kv.heads as u64))?;
-            Ok(Launch { constant: Some(stride(kv.head_dim) as u32), ..launch })
+            Ok(Launch { constant: Some(("0", stride(kv.head_dim) as u32)), next: Some(next), ..launch })
         })
     }
 

@@ -15,6 +15,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// The driver and its version.
     pub driver: String,
+    /// Where it sits on the PCI bus, such as `0000:01:00.0`; empty where that is not known.
+    pub pci: String,
     /// The API: `vulkan`, `metal` or `dx12`.
     pub api: &'static str,
     /// Whether the adapter is a program on the CPU.
@@ -47,10 +49,14 @@ impl DeviceInfo {
             binding: limits.max_storage_buffer_binding_size,
             buffer: limits.max_buffer_size,
             workgroups: limits.max_compute_workgroups_per_dimension,
+            pci: info.device_pci_bus_id,
             name: info.name,
         }
     }
 }
+
+/// The most storage buffers that a kernel binds.
+const STORAGE_BUFFERS: u32 = 10;
 
 const TIMESTAMPS: wgpu::Features =
     wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES);
@@ -122,6 +128,11 @@ impl Gpu {
     pub fn open(options: &GpuOptions) -> Result<Self> {
         let adapter = choose(options)?;
         let info = DeviceInfo::of(&adapter);
+        let buffers = adapter.limits().max_storage_buffers_per_shader_stage;
+        if buffers < STORAGE_BUFFERS {
+            let reason = format!("{buffers} storage buffers per shader, kernels need {STORAGE_BUFFERS}");
+            return Err(Error::device(&info.name, reason));
+        }
         let wanted = wgpu::Features::SUBGROUP | TIMESTAMPS;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("wattle"),
@@ -149,6 +160,7 @@ impl Gpu {
             subgroups: asked.subgroups && info.subgroups.is_some(),
             f16: asked.f16 && info.f16,
             guards: asked.guards,
+            lost_after: asked.lost_after,
         };
         let pipelines = Pipelines::new(&device);
         Ok(Self { device, queue, info, limits, checked: options.checked, pipelines, reported })

@@ -12,11 +12,15 @@ use crate::plan::Extent;
 pub(super) const T: u32 = 6;
 pub(super) const B_POOL: u32 = 7;
 pub(super) const SITE: u32 = 8;
+/// Where kernels that carry A x of the next projection bind its A pool, t and site.
+pub(super) const A_POOL: u32 = 9;
+pub(super) const T_OUT: u32 = 10;
+pub(super) const NEXT: u32 = 11;
 
 /// Invocations of a workgroup: `LANES` in `lane.wgsl`.
 const LANES: u64 = 64;
-/// Outputs of a workgroup of a projection.
-const BLOCK: u64 = 4;
+/// Outputs that a projection computes at a time.
+pub(super) const BLOCK: u64 = 4;
 
 /// How a kernel uses a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,7 @@ pub(super) enum Access {
 }
 
 /// A storage buffer of a launch.
+#[derive(Clone)]
 pub(super) struct Binding {
     pub index: u32,
     pub buffer: wgpu::Buffer,
@@ -48,8 +53,8 @@ pub(super) enum Grid {
     Groups(u64),
     /// So many invocations per line.
     Elements(u64),
-    /// So many outputs per line, in blocks of 4 outputs and several lines.
-    Blocks(u64),
+    /// So many outputs per line, in blocks of `block` outputs and several lines; and `more` workgroups per line.
+    Blocks { outputs: u64, block: u64, more: u64 },
 }
 
 impl Grid {
@@ -58,7 +63,9 @@ impl Grid {
         match self {
             Self::Groups(groups) => lines * groups,
             Self::Elements(elements) => (lines * elements).div_ceil(LANES),
-            Self::Blocks(outputs) => outputs.div_ceil(BLOCK) * lines.div_ceil(columns),
+            Self::Blocks { outputs, block, more } => {
+                outputs.div_ceil(block) * lines.div_ceil(columns) + more * lines
+            }
         }
     }
 }
@@ -67,11 +74,13 @@ impl Grid {
 pub(super) struct Launch {
     pub kernel: &'static Kernel,
     pub weights: WeightType,
-    /// The kernel's `@id(0) override`, unless the grid is [`Grid::Blocks`]: then it is the columns.
-    pub constant: Option<u32>,
+    /// The kernel's `override`: its id and value. With [`Grid::Blocks`], id 0 is the columns.
+    pub constant: Option<(&'static str, u32)>,
     /// The bytes of binding 0.
     pub params: Vec<u8>,
     pub site: Option<params::Site>,
+    /// The site that is carried; with no projections, nothing is.
+    pub next: Option<params::Site>,
     pub bindings: Vec<Binding>,
     pub extent: Extent,
     pub grid: Grid,
@@ -91,6 +100,7 @@ impl Launch {
             constant: None,
             params: bytemuck::bytes_of(&params).to_vec(),
             site: None,
+            next: None,
             bindings,
             extent: Extent::Rows,
             grid,

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use wattle_shaders::params;
+use wattle_shaders::{Kernel, params};
 
 use super::compile::Compiler;
 use super::launch::{
-    B_POOL, Binding, Grid, Launch, T, extent_code, function_code, k4, read, stride, used, weight_type, write,
+    A_POOL, B_POOL, BLOCK, Binding, Grid, Launch, T, T_OUT, extent_code, function_code, k4, read, stride,
+    used, weight_type, write,
 };
 use super::lora::Pool;
 use crate::error::{Error, Result};
 use crate::model::{Format, Matrix};
-use crate::plan::{GateUp, Project, Site};
+use crate::plan::{GATE_UP_PART, GateUp, Norm, Project, Site};
 
 impl Compiler<'_> {
     pub fn embed(&mut self, table: &Matrix) -> Result<Vec<Launch>> {
@@ -48,6 +49,9 @@ impl Compiler<'_> {
     }
 
     pub fn project(&mut self, project: &Project) -> Result<Vec<Launch>> {
+        if let Some(norm) = &project.norm {
+            return self.project_normed(project, norm);
+        }
         let matrix = &*project.weight;
         let device = self.weights.matrix(self.gpu, matrix)?;
         let bias = self.vectors(&[project.bias.as_deref()], matrix.rows)?;
@@ -71,11 +75,55 @@ impl Compiler<'_> {
                 [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &bias), read(4, residual)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
-            let launch = Launch::new(self, params, bindings, Grid::Blocks(chunk.rows as u64))?;
+            let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: 0 };
+            let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
             Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
         };
         device.chunks.iter().map(launch).collect()
+    }
+
+    /// Of a projection with a norm: the variant that sums the squares of x beside the products.
+    fn project_normed(&mut self, project: &Project, norm: &Norm) -> Result<Vec<Launch>> {
+        let matrix = &*project.weight;
+        let device = self.weights.matrix(self.gpu, matrix)?;
+        let (cols, bias) = (stride(matrix.cols), project.bias.as_deref());
+        let mut vectors = match &norm.weights.weight {
+            Some(weight) => weight.values.clone(),
+            None => vec![1.0; matrix.cols],
+        };
+        vectors.resize(cols, 0.0);
+        vectors.extend(bias.iter().flat_map(|bias| &bias.values));
+        vectors.resize(stride(vectors.len()), 0.0);
+        let vectors = self.weights.values(self.gpu, "norm and bias", &vectors)?;
+        let (next, carried) = self.carried()?;
+        let kernel = Kernel::named("project__normed");
+        let kernel = kernel.ok_or_else(|| self.gpu.error("there is no kernel project__normed"))?;
+        let launch = |(index, chunk): (usize, &super::weights::Chunk)| {
+            // Of several dispatches the first has the rank rows.
+            let more = if index == 0 { next.parts * next.rank } else { 0 };
+            let params = params::ProjectNormed {
+                panels: chunk.panels,
+                k4: k4(matrix.cols),
+                used: used(matrix.cols),
+                rows: chunk.rows as u32,
+                first: chunk.first as u32,
+                stride: stride(matrix.rows) as u32,
+                extent: extent_code(self.extent()),
+                biased: u32::from(bias.is_some()),
+                width: matrix.cols as u32,
+                carried: more,
+                eps: norm.eps,
+            };
+            let operands =
+                [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &vectors), write(5, self.output()?)];
+            let bindings = operands.into_iter().chain(carried.clone()).collect();
+            let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: u64::from(more) };
+            let launch = Launch::new(self, params, bindings, grid)?;
+            let weights = weight_type(matrix.format);
+            Ok(Launch { kernel, weights, extent: self.extent(), next: Some(next), ..launch })
+        };
+        device.chunks.iter().enumerate().map(launch).collect()
     }
 
     pub fn gate_up(&mut self, op: &GateUp) -> Result<Vec<Launch>> {
@@ -87,6 +135,12 @@ impl Compiler<'_> {
         let up = self.weights.matrix(self.gpu, &op.up)?;
         let bias = self.vectors(&[op.gate_bias.as_deref(), op.up_bias.as_deref()], matrix.rows)?;
         let (site, lora) = self.epilogue(op.lora.as_ref())?;
+        let (next, carried) = self.carried()?;
+        let split = gate.chunks.iter().any(|chunk| !chunk.first.is_multiple_of(GATE_UP_PART));
+        if next.parts > 0 && split {
+            let reason = "its matrix is split within a partial sum: fuse without `carry`";
+            return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
+        }
         // Same shape and format: both are split at the same rows.
         let launch = |(gate, up): (&super::weights::Chunk, &super::weights::Chunk)| {
             let params = params::GateUp {
@@ -105,15 +159,20 @@ impl Compiler<'_> {
                 [read(1, &gate.buffer), read(2, &up.buffer), read(3, self.input(0)), read(4, &bias)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
-            let launch = Launch::new(self, params, bindings, Grid::Blocks(gate.rows as u64))?;
+            bindings.extend(carried.clone());
+            let grid = Grid::Blocks { outputs: gate.rows as u64, block: GATE_UP_PART as u64, more: 0 };
+            let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
-            Ok(Launch { weights, extent: self.extent(), site: Some(site), ..launch })
+            Ok(Launch { weights, extent: self.extent(), site: Some(site), next: Some(next), ..launch })
         };
         gate.chunks.iter().zip(&up.chunks).map(launch).collect()
     }
 
     /// The site, t and B pool of a launch that adds B t itself; a site of no projections if there is no LoRA.
-    fn epilogue(&mut self, site: Option<&Arc<Site>>) -> Result<(params::Site, (wgpu::Buffer, wgpu::Buffer))> {
+    pub fn epilogue(
+        &mut self,
+        site: Option<&Arc<Site>>,
+    ) -> Result<(params::Site, (wgpu::Buffer, wgpu::Buffer))> {
         let Some(site) = site else {
             return Ok((params::Site::default(), (self.nothing.clone(), self.nothing.clone())));
         };
@@ -126,6 +185,22 @@ impl Compiler<'_> {
             return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
         };
         Ok((pool.params(chunk), (self.input(1).clone(), chunk.buffer.clone())))
+    }
+
+    /// The site that a launch carries, and its A pool and t; a site of no projections if it carries nothing.
+    pub fn carried(&mut self) -> Result<(params::Site, [Binding; 2])> {
+        let Some(carry) = &self.op.carry else {
+            return Ok((params::Site::default(), [read(A_POOL, self.nothing), write(T_OUT, self.nowhere)]));
+        };
+        let pool = self.pools.of(self.gpu, &carry.site)?;
+        let [chunk] = pool.a.as_slice() else {
+            let bytes = carry.site.a_pool_len() * 4;
+            let reason =
+                format!("its A pool of {bytes} bytes does not fit one binding: fuse without `carry`");
+            return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
+        };
+        let t = &self.activations[carry.t.0 as usize];
+        Ok((pool.params(chunk), [read(A_POOL, &chunk.buffer), write(T_OUT, t)]))
     }
 
     pub fn lora_down(&mut self, site: &Arc<Site>) -> Result<Vec<Launch>> {

@@ -92,7 +92,7 @@ impl Pool {
             head: self.site.ranks_len() as u32,
             first: chunk.first as u32,
             count: chunk.count as u32,
-            _pad: 0,
+            partials: self.site.partials() as u32,
             part,
         }
     }

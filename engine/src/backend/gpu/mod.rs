@@ -5,6 +5,7 @@
 
 mod assign;
 mod backend;
+mod ceilings;
 mod compile;
 mod device;
 mod launch;
@@ -25,6 +26,7 @@ use super::{Capacity, Counters, Limits, PlanHandle};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, RopeTable};
 
+pub use ceilings::Ceilings;
 pub use device::{DeviceInfo, devices};
 
 use device::Gpu;
@@ -68,8 +70,10 @@ pub struct GpuBackend {
     step_bindings: wgpu::BindGroup,
     /// [`wattle_shaders::Sampled`] of the step's samples.
     results: wgpu::Buffer,
-    /// Bound where an op lacks an operand.
+    /// Bound where an op lacks an operand that it reads.
     nothing: wgpu::Buffer,
+    /// Bound where an op carries no A x.
+    nowhere: wgpu::Buffer,
     in_flight: VecDeque<InFlight>,
     /// Staging buffers that no step uses.
     staging: Vec<wgpu::Buffer>,
@@ -102,7 +106,7 @@ impl GpuBackend {
     fn on(gpu: Arc<Gpu>, capacity: Capacity) -> Result<Self> {
         let step = gpu.storage("step", step::bytes(capacity.rows, capacity.samples))?;
         let results = gpu.storage("results", (capacity.samples * step::SAMPLED) as u64)?;
-        let nothing = gpu.storage("nothing", 16)?;
+        let (nothing, nowhere) = (gpu.storage("nothing", 16)?, gpu.storage("nowhere", 16)?);
         let entries = [wgpu::BindGroupEntry { binding: 0, resource: step.as_entire_binding() }];
         let step_bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("step"),
@@ -123,6 +127,7 @@ impl GpuBackend {
             step_bindings,
             results,
             nothing,
+            nowhere,
             in_flight: VecDeque::new(),
             staging: Vec::new(),
             timing: false,

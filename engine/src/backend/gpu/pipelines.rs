@@ -8,8 +8,8 @@ use wattle_shaders::{Kernel, WeightType};
 use super::device::Gpu;
 use super::launch::{Access, Launch};
 
-/// What a pipeline is made of; the constant is the kernel's `@id(0) override`.
-type Key = (&'static str, WeightType, Option<u32>);
+/// What a pipeline is made of; the constant is the kernel's `override`.
+type Key = (&'static str, WeightType, Option<(&'static str, u32)>);
 
 #[derive(Clone)]
 struct Layout {
@@ -39,7 +39,12 @@ impl Pipelines {
     }
 
     /// The pipeline of a launch, with this constant.
-    pub fn pipeline(&self, gpu: &Gpu, launch: &Launch, constant: Option<u32>) -> wgpu::ComputePipeline {
+    pub fn pipeline(
+        &self,
+        gpu: &Gpu,
+        launch: &Launch,
+        constant: Option<(&'static str, u32)>,
+    ) -> wgpu::ComputePipeline {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let Made { modules, layouts, pipelines } = &mut *made;
         let (name, weights) = (launch.kernel.name, launch.weights);
@@ -47,7 +52,7 @@ impl Pipelines {
             let module =
                 modules.entry((name, weights)).or_insert_with(|| module(gpu, launch.kernel, weights));
             let layout = layouts.entry(name).or_insert_with(|| self.layout(gpu, launch));
-            let constants: Vec<_> = constant.iter().map(|&value| ("0", f64::from(value))).collect();
+            let constants: Vec<_> = constant.iter().map(|&(id, value)| (id, f64::from(value))).collect();
             gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(name),
                 layout: Some(&layout.pipeline),
@@ -78,6 +83,9 @@ impl Pipelines {
         entries.extend(launch.bindings.iter().map(|binding| entry(binding.index, binding.access)));
         if launch.site.is_some() {
             entries.push(entry(super::launch::SITE, Access::Uniform));
+        }
+        if launch.next.is_some() {
+            entries.push(entry(super::launch::NEXT, Access::Uniform));
         }
         let bindings = gpu
             .device

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use wattle_shaders::params;
+
 use super::device::Gpu;
-use super::launch::{Grid, Launch, SITE, stride};
+use super::launch::{Grid, Launch, NEXT, SITE, stride};
 use crate::backend::validate::StepLimits;
 use crate::backend::{Capacity, Timing};
 use crate::error::Result;
@@ -11,6 +13,9 @@ use crate::plan::{Extent, Plan, Tensor};
 
 /// The columns that a block of a projection may have; each has its own pipeline.
 const COLUMNS: [u32; 4] = [1, 2, 4, 8];
+
+/// Where the bytes of a uniform lie: offset and size.
+type Place = (u64, Option<std::num::NonZeroU64>);
 
 /// A launch, ready to be dispatched.
 pub(super) struct Dispatch {
@@ -91,7 +96,10 @@ pub(super) fn dispatches(
         .iter()
         .map(|op| {
             let of = |launch: &Launch| {
-                (place(&launch.params), launch.site.as_ref().map(|site| place(bytemuck::bytes_of(site))))
+                let mut site =
+                    |site: &Option<params::Site>| site.as_ref().map(|s| place(bytemuck::bytes_of(s)));
+                let sites = [site(&launch.site), site(&launch.next)];
+                (place(&launch.params), sites)
             };
             op.iter().map(of).collect()
         })
@@ -104,13 +112,14 @@ pub(super) fn dispatches(
         binding,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &uniforms, offset, size }),
     };
-    let dispatch = |(launch, (params, site)): (&Launch, _)| {
+    let dispatch = |(launch, (params, [site, next])): (&Launch, (Place, [Option<Place>; 2]))| {
         let mut entries = vec![uniform(0, params)];
         entries.extend(launch.bindings.iter().map(|binding| wgpu::BindGroupEntry {
             binding: binding.index,
             resource: binding.buffer.as_entire_binding(),
         }));
-        entries.extend(Option::map(site, |site| uniform(SITE, site)));
+        entries.extend(site.map(|site| uniform(SITE, site)));
+        entries.extend(next.map(|next| uniform(NEXT, next)));
         let bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(launch.kernel.name),
             layout: &gpu.pipelines.bindings(gpu, launch),
@@ -130,7 +139,7 @@ pub(super) fn dispatches(
 }
 
 fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(u32, wgpu::ComputePipeline)> {
-    let Grid::Blocks(_) = launch.grid else {
+    let Grid::Blocks { .. } = launch.grid else {
         return vec![(1, gpu.pipelines.pipeline(gpu, launch, launch.constant))];
     };
     let lines = match launch.extent {
@@ -140,5 +149,5 @@ fn pipelines(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<(u32, wgpu::
     // Those that are wider than the largest step would never run.
     let widest = COLUMNS.partition_point(|&columns| (columns as usize) < lines) + 1;
     let columns = COLUMNS.iter().take(widest);
-    columns.map(|&columns| (columns, gpu.pipelines.pipeline(gpu, launch, Some(columns)))).collect()
+    columns.map(|&columns| (columns, gpu.pipelines.pipeline(gpu, launch, Some(("0", columns))))).collect()
 }

@@ -46,6 +46,9 @@ impl GpuBackend {
         if self.in_flight.len() >= IN_FLIGHT {
             return Err(Error::value("step", format!("{IN_FLIGHT} steps are in flight: collect one first")));
         }
+        if self.gpu.limits.lost_after == Some(self.counters.steps) {
+            self.gpu.device.destroy();
+        }
         self.gpu.check()?;
         self.write_step(step);
         let stamps = if self.timing { Stamps::new(&self.gpu, range.len()) } else { None };
@@ -112,19 +115,18 @@ impl GpuBackend {
         let mut start = doors.range.start;
         let mut taps = Vec::new();
         for index in doors.range.clone() {
-            let Some(id) = prepared.plan.ops[index].output.filter(|id| doors.taps.contains(id)) else {
-                continue;
-            };
-            self.pass(&mut encoder, prepared, step, start..index + 1, None)?;
-            start = index + 1;
-            let tensor = prepared.plan.tensor(id);
-            let bytes = (validate::lines(tensor.extent, step) * stride(tensor.width) * 4) as u64;
-            let staging = self.gpu.staging(bytes);
-            if bytes > 0 {
-                let buffer = &prepared.activations[id.0 as usize];
-                encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+            for id in prepared.plan.ops[index].outputs().filter(|id| doors.taps.contains(id)) {
+                self.pass(&mut encoder, prepared, step, start..index + 1, None)?;
+                start = index + 1;
+                let tensor = prepared.plan.tensor(id);
+                let bytes = (validate::lines(tensor.extent, step) * stride(tensor.width) * 4) as u64;
+                let staging = self.gpu.staging(bytes);
+                if bytes > 0 {
+                    let buffer = &prepared.activations[id.0 as usize];
+                    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+                }
+                taps.push((id, tensor.width, bytes, staging));
             }
-            taps.push((id, tensor.width, bytes, staging));
         }
         // Taps break the pass, and what breaks a pass is no part of the ops' times.
         let timed = self.timing && taps.is_empty();

@@ -88,6 +88,34 @@ fn elements_are_of_the_right_size() {
 }
 
 #[test]
+fn quantized_matrices_overlap_and_none_begins_where_another_does() {
+    for quant in Quant::ALL {
+        for shape in ["tiny", "gpt2"] {
+            let dense = Model::random(shape, Dtype::Bf16, 1).unwrap();
+            let model = Model::random_quantized(shape, quant, 1).unwrap();
+            assert_eq!((&model.spec, model.weights.layers.len()), (&dense.spec, dense.weights.layers.len()));
+            let matrices: Vec<&Matrix> =
+                model.weights.layers.iter().map(|layer| &*layer.down.weight).collect();
+            let places: Vec<_> =
+                matrices.iter().map(|m| m.parts[0].data.as_ref().as_ptr() as usize).collect();
+            assert!(matrices.iter().all(|m| m.format == Format::Panels(quant.layers())), "{quant:?}");
+            for pair in places.windows(2) {
+                let apart = pair[0].abs_diff(pair[1]);
+                assert!(apart > 0 && apart < matrices[0].parts[0].data.as_ref().len().max(4096), "{apart}");
+            }
+            let row = matrices[0].row(1).unwrap();
+            let square = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
+            assert!((0.2..5.0).contains(&(square * row.len() as f32)), "{quant:?} {shape}: {square}");
+            let again = Model::random_quantized(shape, quant, 1).unwrap();
+            assert_eq!(
+                again.weights.layers[1].up.weight.row(0).unwrap(),
+                model.weights.layers[1].up.weight.row(0).unwrap()
+            );
+        }
+    }
+}
+
+#[test]
 fn an_unknown_shape_names_the_known_ones() {
     let message = Model::random("gpt5", Dtype::F32, 0).unwrap_err().to_string();
     assert!(message.contains("gpt5") && message.contains("qwen2.5-0.5b"), "{message}");

@@ -1,26 +1,26 @@
 //! `wattle bench`.
 
-mod record;
+mod load;
+pub(super) mod record;
+pub(super) mod runner;
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::Duration;
 
 use clap::ValueEnum;
-use wattle_engine::model::{Dtype, Model, Weights};
-use wattle_engine::{AdapterId, Control, Engine, EngineOptions, Lora, Request};
-use wattle_policy::{CostSource, OpCost, StepShape};
+use wattle_engine::model::{Dtype, Model};
 
 use record::{Change, Line, Record, write_csv};
+use runner::{Runner, Settings, Test};
 
 use super::write_json;
 use crate::bandwidth;
-use crate::common::{Common, Name};
-use crate::error::{Error, Result};
-use crate::meter::{Meter, median_and_spread};
+use crate::common::Common;
+use crate::error::Result;
+use crate::profile::Profile;
 use crate::progress::Progress;
-use crate::random_adapter::{Random, random_adapter};
-use crate::report::{Bytes, peak_bytes};
+use crate::report::Bytes;
 use crate::session::Source;
 use crate::table::Table;
 
@@ -48,6 +48,16 @@ pub(crate) struct Args {
     /// Positions in the cache before decoding begins
     #[arg(long, value_name = "N", default_value_t = 0)]
     depth: usize,
+    /// Tests with adapters take turns with the base: prints their speed as a multiple of the base's, with a 95 %
+    /// interval (for `--lora-layers none` it should contain 1)
+    #[arg(long)]
+    paired: bool,
+    /// Measures loading --model instead, beside reading the same files, both with a warm page cache
+    #[arg(long, conflicts_with_all = ["shape", "compare", "profile", "paired"])]
+    load: bool,
+    /// Writes a flamegraph of what the processor did while tests ran (Unix, built with the feature `profile`)
+    #[arg(long, value_name = "FILE.svg")]
+    profile: Option<PathBuf>,
     /// Random weights (bf16) of a known model's shape instead of --model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
@@ -70,18 +80,28 @@ enum Output {
 
 /// Runs it.
 pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
+    if args.load {
+        return load::run(args, common, out);
+    }
     let record = args.compare.as_deref().map(Record::read).transpose()?;
-    let mut bench = Bench::open(args, common)?;
+    let mut bench = open(args, common)?;
+    let profile = args.profile.as_deref().map(Profile::start).transpose()?;
     let tests: Vec<Test> = args.adapters.iter().flat_map(|&adapters| tests(args, adapters)).collect();
     let progress = Progress::bar("bench", tests.len() * (args.repetitions as usize + 1));
     let mut lines = Vec::new();
     for test in &tests {
-        lines.push(bench.line(test, &progress)?);
+        lines.push(bench.line(test, || progress.step())?);
     }
     drop(progress);
+    profile.map_or(Ok(()), Profile::write)?;
     // Afterwards, because its buffers would count as memory that decoding needs.
+    let (gpu, threads) = (bench.gpu(), common.thread_count());
+    let mut read = |bytes| match &gpu {
+        Some(name) => bandwidth::read_on(name, bytes),
+        None => bandwidth::read(bytes, threads),
+    };
     for (line, test) in lines.iter_mut().zip(&tests) {
-        line.bandwidth_share = bench.bandwidth_share(test, line.tokens_per_second)?;
+        line.bandwidth_share = bench.bandwidth_share(test, line.tokens_per_second, &mut read)?;
     }
     match args.output {
         Output::Json => write_json(&lines, out),
@@ -104,11 +124,13 @@ fn write_table(lines: &[Line], record: Option<&Record>, out: &mut dyn Write) -> 
     }
 }
 
-/// What one line measures.
-struct Test {
-    adapters: u32,
-    /// `None` is the prompt test: one prompt, whatever the paths.
-    paths: Option<u32>,
+/// The speed as a multiple of the base's, and its interval.
+fn of_base(line: &Line) -> String {
+    match (line.of_base, line.of_base_low, line.of_base_high) {
+        (Some(ratio), Some(low), Some(high)) => format!("{ratio:.4} ({low:.4} to {high:.4})"),
+        (Some(ratio), ..) => format!("{ratio:.4}"),
+        _ => String::new(),
+    }
 }
 
 fn tests(args: &Args, adapters: u32) -> Vec<Test> {
@@ -117,134 +139,31 @@ fn tests(args: &Args, adapters: u32) -> Vec<Test> {
     prompt.into_iter().chain(decode.map(|&paths| Test { adapters, paths: Some(paths) })).collect()
 }
 
-/// An engine, and what is measured with it.
-struct Bench<'a> {
-    args: &'a Args,
-    common: &'a Common,
-    engine: Engine,
-    weights: Weights,
-    adapters: Vec<AdapterId>,
-}
-
-impl<'a> Bench<'a> {
-    fn open(args: &'a Args, common: &'a Common) -> Result<Self> {
-        let _progress = Progress::spinner("loading");
-        let model = match &args.shape {
-            Some(shape) => Model::random(shape, Dtype::Bf16, 0)?,
-            None => Model::load(&Source::find(common)?.model)?,
-        };
-        let options = common.engine_options();
-        let model = common.quantized(model)?;
-        common.lora_layers.mask(model.spec.layers)?;
-        let longest =
-            args.prompt.saturating_add(1).max(args.depth.saturating_add(args.new).saturating_add(3));
-        if longest > model.spec.context {
-            let reason =
-                format!("{longest} positions are more than the model's context of {}", model.spec.context);
-            return Err(Error::value("-p, -n, --depth", reason));
-        }
-        let sequences = args.paths.iter().max().map_or(1, |&paths| paths as usize);
-        let options = EngineOptions { sequences, context: longest, ..options };
-        let weights = model.weights.clone();
-        Ok(Self { args, common, engine: Engine::from_model(model, options)?, weights, adapters: Vec::new() })
-    }
-
-    /// Measures one line.
-    fn line(&mut self, test: &Test, progress: &Progress) -> Result<Line> {
-        while self.adapters.len() < test.adapters as usize {
-            let seed = self.adapters.len() as u64;
-            let adapter = random_adapter(&self.weights, self.args.rank as usize, seed);
-            self.adapters.push(self.engine.add_adapter(adapter)?);
-        }
-        let mut rates = Vec::new();
-        for repetition in 0..=self.args.repetitions {
-            let rate = match test.paths {
-                None => self.prompt_rate(test.adapters)?,
-                Some(paths) => self.decode_rate(test.adapters, paths)?,
-            };
-            // The first run pays for what is made once.
-            rates.extend((repetition > 0).then_some(rate));
-            progress.step();
-        }
-        let (tokens_per_second, spread) = median_and_spread(rates);
-        let adapted = test.adapters > 0;
-        let backend = self.engine.backend();
-        Ok(Line {
-            test: if test.paths.is_some() { "decode" } else { "prompt" }.to_owned(),
-            tokens: if test.paths.is_some() { self.args.new } else { self.args.prompt },
-            paths: test.paths.unwrap_or(1),
-            adapters: test.adapters,
-            rank: if adapted { self.args.rank } else { 0 },
-            lora_layers: if adapted { self.common.lora_layers.to_string() } else { "none".to_owned() },
-            backend: backend.kind().to_owned(),
-            device: backend.device().to_owned(),
-            quant: Name(self.common.quant).to_string(),
-            threads: self.common.thread_count(),
-            tokens_per_second,
-            spread,
-            bandwidth_share: None,
-            peak_bytes: peak_bytes(),
-        })
-    }
-
-    /// The adapter of a path.
-    fn lora(&self, adapters: u32, path: u32) -> Result<Lora> {
-        let layers = self.common.lora_layers.mask(self.engine.spec().layers)?;
-        let adapter = path.checked_rem(adapters).and_then(|index| self.adapters.get(index as usize));
-        Ok(adapter.map_or(Lora::BASE, |&id| Lora { layers, ..Lora::new(id) }))
-    }
-
-    /// Tokens that mean nothing.
-    fn ids(&self, count: usize) -> Vec<u32> {
-        let (mut random, vocab) = (Random(1), self.engine.spec().vocab as u64);
-        (0..count).map(|_| (random.next() % vocab) as u32).collect()
-    }
-
-    /// Prompt tokens per second, until the first new token.
-    fn prompt_rate(&mut self, adapters: u32) -> Result<f64> {
-        let request = Request::new(self.ids(self.args.prompt), 1).with_lora(self.lora(adapters, 0)?);
-        Ok(self.engine.generate(&request)?.report.prompt_rate())
-    }
-
-    /// New tokens per second of all paths, while all are decoding.
-    fn decode_rate(&mut self, adapters: u32, paths: u32) -> Result<f64> {
-        // Two more than are counted: a path's first token comes from the prompt, and paths start one step apart.
-        let (ids, limit) = (self.ids(self.args.depth + 1), self.args.new + 2);
-        let loras: Vec<Lora> = (0..paths).map(|path| self.lora(adapters, path)).collect::<Result<_>>()?;
-        let request = Request { paths, ignore_eos: true, lora: loras[0], ..Request::new(ids, limit) };
-        let mut meter = Meter::new(paths as usize, limit);
-        self.engine.stream(&request, |event| {
-            let first = meter.token(event.path as usize, Instant::now());
-            if first { Control::Switch(loras[event.path as usize]) } else { Control::Continue }
-        })?;
-        Ok(meter.rate())
-    }
-
-    /// DRAM bytes that decoding moves in a second, as a share of what the memory gives for a buffer as big as what
-    /// one step moves.
-    fn bandwidth_share(&mut self, test: &Test, rate: f64) -> Result<Option<f64>> {
-        let (adapters, Some(paths)) = (test.adapters, test.paths) else { return Ok(None) };
-        if self.engine.backend().kind() != "cpu" {
-            return Ok(None);
-        }
-        let middle = (self.args.depth + self.args.new / 2) as u32;
-        let mut shape = StepShape::decode(paths, middle);
-        for (row, path) in shape.rows.iter_mut().zip(0..) {
-            let lora = self.lora(adapters, path)?;
-            (row.slot, row.lora) = (path.checked_rem(adapters), lora.layers.0);
-        }
-        shape.ranks = vec![self.args.rank; adapters as usize];
-        let active = shape.rows.iter().any(|row| row.slot.is_some() && row.lora != 0);
-        let plan = self.engine.adapted_plan().filter(|_| active).unwrap_or_else(|| self.engine.plan());
-        let cost: OpCost = (0..plan.ops.len()).map(|op| plan.cost(op, &shape)).sum();
-        let steps = rate / f64::from(paths);
-        let bandwidth = bandwidth::read(cost.dram_bytes(), self.common.thread_count())?;
-        Ok(Some(cost.dram_bytes() as f64 * steps / bandwidth))
-    }
+/// Loads the model.
+fn open(args: &Args, common: &Common) -> Result<Runner> {
+    let _progress = Progress::spinner("loading");
+    let model = match &args.shape {
+        Some(shape) => Model::random(shape, Dtype::Bf16, 0)?,
+        None => Model::load(&Source::find(common)?.model)?,
+    };
+    let model = common.quantized(model)?;
+    let settings = Settings {
+        prompt: args.prompt,
+        new: args.new,
+        repetitions: args.repetitions,
+        depth: args.depth,
+        rank: args.rank,
+        lora_layers: common.lora_layers.clone(),
+        threads: common.thread_count(),
+        paired: args.paired,
+        limit: Duration::MAX,
+    };
+    let sequences = args.paths.iter().max().map_or(1, |&paths| paths as usize);
+    Runner::new(model, common.engine_options(), settings, sequences)
 }
 
 /// The table for a reader.
-fn table(lines: &[Line]) -> Table {
+pub(super) fn table(lines: &[Line]) -> Table {
     let header =
         ["test", "paths", "adapters", "rank", "layers", "tokens/s", "spread", "bandwidth", "peak memory"];
     let mut table = Table::new(header);
@@ -261,6 +180,9 @@ fn table(lines: &[Line]) -> Table {
             line.bandwidth_share.map(percent).unwrap_or_default(),
             line.peak_bytes.map(|bytes| Bytes(bytes).to_string()).unwrap_or_default(),
         ]);
+    }
+    if lines.iter().any(|line| line.of_base.is_some()) {
+        table.column("of base", lines.iter().map(of_base));
     }
     table
 }

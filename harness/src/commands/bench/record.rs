@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// One line of results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Line {
+pub(crate) struct Line {
     pub test: String,
     pub tokens: usize,
     pub paths: u32,
@@ -25,9 +25,15 @@ pub(super) struct Line {
     pub tokens_per_second: f64,
     /// Largest minus smallest, as a share of the median.
     pub spread: f64,
-    /// Of the read bandwidth measured for as many bytes as a step moves; `None` for prompts and where it was not
-    /// measured (GPUs).
+    /// Of the read bandwidth measured for as many bytes as a step moves; `None` for prompts.
     pub bandwidth_share: Option<f64>,
+    /// With `--paired`: the speed as a multiple of the base's, and its 95 % interval.
+    #[serde(default)]
+    pub of_base: Option<f64>,
+    #[serde(default)]
+    pub of_base_low: Option<f64>,
+    #[serde(default)]
+    pub of_base_high: Option<f64>,
     /// The process's peak so far.
     pub peak_bytes: Option<u64>,
 }
@@ -45,7 +51,7 @@ impl Line {
 }
 
 /// Comma-separated values under a header.
-pub(super) fn write_csv(lines: &[Line], out: &mut dyn Write) -> Result<()> {
+pub(crate) fn write_csv(lines: &[impl Serialize], out: &mut dyn Write) -> Result<()> {
     let mut writer = csv::Writer::from_writer(out);
     for line in lines {
         writer.serialize(line).map_err(std::io::Error::from)?;
@@ -138,6 +144,9 @@ mod tests {
             tokens_per_second,
             spread,
             bandwidth_share: None,
+            of_base: None,
+            of_base_low: None,
+            of_base_high: None,
             peak_bytes: Some(6),
         }
     }

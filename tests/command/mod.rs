@@ -1,5 +1,6 @@
-//! Running the binary as scripts do.
-#![allow(dead_code, reason = "no test binary uses all of it")]
+//! Running the binary, as scripts do.
+#![allow(clippy::expect_used, reason = "tests fail by panicking")]
+#![allow(dead_code, reason = "every test binary uses another part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

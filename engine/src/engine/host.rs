@@ -1,0 +1,95 @@
+//! The engine's runtime and adapter slots, as the scheduler sees them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use wattle_shaders::{Row, Sampled};
+
+use super::Engine;
+use super::orders::choice;
+use crate::adapter::{Adapter, Residency};
+use crate::backend::{Capacity, Step, Ticket};
+use crate::error::Result;
+use crate::request::Lora;
+use crate::runtime::Runtime;
+use crate::schedule::{Choice, Host, Room};
+
+/// [`Host`] for an engine.
+pub(crate) struct EngineHost<'e> {
+    runtime: &'e mut Runtime,
+    adapters: &'e mut Residency,
+    held: &'e mut BTreeSet<u32>,
+}
+
+impl Engine {
+    pub(crate) fn host(&mut self) -> EngineHost<'_> {
+        EngineHost { runtime: &mut self.runtime, adapters: &mut self.adapters, held: &mut self.held }
+    }
+
+    /// Sequences of the device that paths hold: none when nothing runs.
+    pub fn sequences_held(&self) -> usize {
+        self.held.len()
+    }
+}
+
+impl EngineHost<'_> {
+    /// Empties slots whose adapter nobody needs any more.
+    pub(super) fn sweep(&mut self) -> Result<()> {
+        let stale = self.adapters.sweep();
+        stale.into_iter().try_for_each(|slot| self.runtime.backend.set_slot(slot, None))
+    }
+}
+
+impl Host for EngineHost<'_> {
+    fn capacity(&self) -> Capacity {
+        self.runtime.capacity
+    }
+
+    fn depth(&self) -> usize {
+        // The CPU backend runs steps as they are submitted.
+        if self.runtime.backend.kind() == "gpu" { 2 } else { 1 }
+    }
+
+    fn resolve(&self, lora: &Lora) -> Result<Choice> {
+        choice(lora, self.adapters, None)
+    }
+
+    fn take_slot(&mut self, adapter: &Arc<Adapter>) -> Result<Option<u32>> {
+        let Some(taken) = self.adapters.take(adapter) else { return Ok(None) };
+        if taken.load {
+            let factors = Some(Arc::clone(&adapter.factors));
+            if let Err(error) = self.runtime.backend.set_slot(taken.slot, factors) {
+                self.adapters.spoil(taken.slot);
+                return Err(error);
+            }
+        }
+        Ok(Some(taken.slot as u32))
+    }
+
+    fn give_slot(&mut self, slot: u32) -> Result<()> {
+        self.adapters.give(slot as usize);
+        self.sweep()
+    }
+
+    fn begin(&mut self, sequence: u32, _rows: Vec<Row>, _room: Room) -> Result<Option<usize>> {
+        self.runtime.backend.reset_sequence(sequence)?;
+        self.held.insert(sequence);
+        Ok(Some(0))
+    }
+
+    fn copy(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
+        self.runtime.backend.copy_sequence(from, to, positions)
+    }
+
+    fn end(&mut self, sequence: u32) {
+        self.held.remove(&sequence);
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket> {
+        self.runtime.submit(step, || self.adapters.ranks())
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
+        self.runtime.collect(ticket)
+    }
+}

@@ -1,0 +1,77 @@
+//! Drawn tokens on their way to their paths and to the observer.
+
+use std::time::Duration;
+
+use wattle_shaders::Sampled;
+
+use crate::error::{Error, Result};
+use crate::generation::{Control, Event, Finish};
+use crate::request::Lora;
+use crate::schedule::host::Host;
+use crate::schedule::scheduler::{Observer, Scheduler};
+
+impl Scheduler {
+    /// Hands a token to its path and to the observer; ends the path where it ends.
+    pub(super) fn deliver(
+        &mut self,
+        serial: u64,
+        sampled: Sampled,
+        now: Duration,
+        host: &mut dyn Host,
+        observer: Observer,
+    ) -> Result<()> {
+        // A step may have been ahead of a path that ended meanwhile.
+        let Some(at) = self.running.iter().position(|s| s.serial == serial) else { return Ok(()) };
+        let sequence = &mut self.running[at];
+        let (job, path) = (sequence.job, sequence.path);
+        if sampled.invalid != 0 {
+            let reason =
+                "the model computed a value that is not finite; its weights or the adapter's are damaged";
+            return self.fail_job(job, Error::value("logits", reason), host);
+        }
+        self.drawn += 1;
+        let mut end = None;
+        for delivered in sequence.accept(sampled, now) {
+            let crate::schedule::sequence::Delivered { token, logprob, text, finish } = delivered;
+            let request = job as usize;
+            end = end.or(finish);
+            match observer(&Event { request, path, token, logprob, text: &text, finish }) {
+                Control::Continue => {}
+                Control::Stop => end = end.or(Some(Finish::Stop)),
+                Control::Cancel => return self.cancel(job, host),
+                Control::Switch(lora) => {
+                    if let Err(error) = self.switch(at, &lora, host) {
+                        return match error {
+                            Error::Device { .. } => Err(error),
+                            error => self.fail_job(job, error, host),
+                        };
+                    }
+                }
+            }
+        }
+        if let Some(finish) = end {
+            self.end_path(at, finish, true, host)?;
+            if self.jobs.get(&job).is_some_and(|job| job.is_decided()) {
+                return self.end_job(job, Finish::Stop, true, host);
+            }
+            self.retire(job);
+        }
+        Ok(())
+    }
+
+    /// A running path goes on with another adapter: nothing is encoded again.
+    fn switch(&mut self, at: usize, lora: &Lora, host: &mut dyn Host) -> Result<()> {
+        let choice = host.resolve(lora)?;
+        let slot = match &choice.adapter {
+            Some(adapter) => {
+                let none = || {
+                    Error::value("adapter", "all slots are held by other requests: none is free to switch to")
+                };
+                Some(host.take_slot(adapter)?.ok_or_else(none)?)
+            }
+            None => None,
+        };
+        self.running[at].switch(choice.in_slot(slot));
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+// y = W norm(x) + b, norm(x) = x / rms(x) * g: the squares are summed in the same pass over x, 1 / rms(x) applied after it.
+// t = A norm(x) of the site that is carried, for rows that have LoRA there.
+// Grid: one workgroup per row and rank row of that site, then one per 4 outputs and COLS rows of x; lanes split the
+// inputs. Bound by reading W.
+
+import package::shared::carry::{next, t_out, t_out_stride};
+import package::shared::dots::{COLS, MAX_COLS, Sums, fold, masked, reduce, total};
+import package::shared::lane::{Lane, LANES, group_index};
+import package::shared::matrix::weights;
+import package::shared::panels::{Panels, prepare};
+import package::shared::reduce::sum;
+import package::shared::step::{count, lora_on, row_index, step_row};
+
+struct Params {
+    panels: Panels, // of a quantized W
+    k4: u32,        // vec4s of a row of W and of x
+    used: u32,      // elements used of the last of them
+    rows: u32,      // outputs of this part of W
+    first: u32,     // the first of them
+    stride: u32,    // elements between rows of y
+    extent: u32,
+    biased: u32,
+    width: u32,     // elements of a row of x
+    carried: u32,   // rank rows that this dispatch has
+    eps: f32,
+}
+
+@group(1) @binding(0) var<uniform> params: Params;
+@group(1) @binding(2) var<storage, read> x: array<vec4f>;       // [n, k4]
+@group(1) @binding(3) var<storage, read> vectors: array<vec4f>; // g [k4], then b [outputs of W padded to 4]
+@group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
+@group(1) @binding(9) var<storage, read> a_pool: array<vec4f>;  // [parts, S] ranks, then rows of [parts, S, R] x k4
+
+fn add_squares(acc: f32, v: vec4f) -> f32 {
+    return fma(v.w, v.w, fma(v.z, v.z, fma(v.y, v.y, fma(v.x, v.x, acc))));
+}
+
+fn inverse_rms(squares: f32) -> f32 {
+    return 1.0 / sqrt(squares / f32(params.width) + params.eps);
+}
+
+// Element i of a row of x, zeros behind its end.
+fn input(line: u32, i: u32) -> vec4f {
+    return masked(x[line * params.k4 + i], select(4u, params.used, i + 1u == params.k4));
+}
+
+fn rank_row(line: u32, output: u32, lane: Lane) {
+    let row = step_row(row_index(line, params.extent));
+    if !lora_on(row, next.layer) {
+        return;
+    }
+    let entry = output / next.rank * next.slots + row.slot;
+    let r = output % next.rank;
+    if r >= u32(a_pool[entry / 4u][entry % 4u]) {
+        return;
+    }
+    let at = next.head / 4u + (entry * next.rank + r) * params.k4;
+    var acc = 0.0;
+    var squares = 0.0;
+    for (var i = lane.index; i < params.k4; i += LANES) {
+        let v = input(line, i);
+        let a = a_pool[at + i];
+        let g = v * vectors[i];
+        acc = fma(a.w, g.w, fma(a.z, g.z, fma(a.y, g.y, fma(a.x, g.x, acc))));
+        squares = add_squares(squares, v);
+    }
+    let product = sum(acc, lane, LANES);
+    let scale = inverse_rms(sum(squares, lane, LANES));
+    if lane.index == 0u {
+        t_out[line * t_out_stride() + output] = product * scale;
+    }
+}
+
+@compute @workgroup_size(64)
+fn main(lane: Lane) {
+    let n = count(params.extent);
+    let index = group_index(lane);
+    if index < n * params.carried {
+        rank_row(index / params.carried, index % params.carried, lane);
+        return;
+    }
+    let column_blocks = (n + COLS - 1u) / COLS;
+    let column = (index - n * params.carried) % column_blocks * COLS;
+    let block = (index - n * params.carried) / column_blocks;
+    if block * 4u >= params.rows {
+        return;
+    }
+    @if(nibbles)
+    prepare(params.panels, lane.index);
+    var acc: Sums;
+    var squares: array<f32, MAX_COLS>;
+    for (var i = lane.index; i < params.k4; i += LANES) {
+        let w = weights(params.panels, params.rows, params.k4, block, i);
+        let g = vectors[i];
+        for (var c = 0u; c < COLS; c++) {
+            let v = input(min(column + c, n - 1u), i);
+            acc[c] = fold(acc[c], w, v * g);
+            squares[c] = add_squares(squares[c], v);
+        }
+    }
+    let c = min(lane.index / 4u, COLS - 1u);
+    reduce(&acc, lane);
+    let product = total(lane.index % 4u, c, lane);
+    workgroupBarrier();
+    for (var i = 0u; i < COLS; i++) {
+        acc[i] = vec4f(squares[i]);
+    }
+    reduce(&acc, lane);
+    let scale = inverse_rms(total(0u, c, lane));
+    let line = column + c;
+    let local = block * 4u + lane.index % 4u;
+    if lane.index >= COLS * 4u || line >= n || local >= params.rows {
+        return;
+    }
+    let output = params.first + local;
+    var bias = 0.0;
+    if params.biased != 0u {
+        bias = vectors[params.k4 + output / 4u][output % 4u];
+    }
+    y[line * params.stride + output] = fma(product, scale, bias);
+}
