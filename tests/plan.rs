@@ -13,7 +13,7 @@ use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
 use wattle_engine::model::{Dtype, Model, Quant};
 use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, LayerMask, Precision, Row, Sample};
-use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
+use wattle_policy::{CostSource, OpCost, RowShape, StepShape, layer_of};
 
 const FUSE: FuseOptions = FuseOptions::CPU;
 const GPU: FuseOptions = FuseOptions::gpu(1 << 20);
@@ -343,6 +343,22 @@ fn costs_are_what_counting_views_of_the_twins_count() {
 }
 
 #[test]
+fn an_op_of_a_layer_has_lora_of_that_layer_only() {
+    // What an op costs depends on its own layer's mask: simulated devices add up layers by this.
+    for name in ["llama", "gpt2-prefix", "opt-350m", "phi3"] {
+        let model = load(name);
+        let plain = plan::build(&model.spec, &model.weights, LORA);
+        for plan in [plan::fuse(&plain, FUSE), plan::fuse(&plain, GPU), plain] {
+            for op in &plan.ops {
+                let layer = layer_of(&op.name).unwrap_or(wattle_engine::OUTSIDE_LAYERS);
+                assert!(op.sites().all(|site| site.layer == layer), "{name}: {}", op.name);
+            }
+            assert!(plan.ops.iter().any(|op| op.sites().next().is_some()));
+        }
+    }
+}
+
+#[test]
 fn a_model_without_weights_costs_what_one_with_weights_costs() {
     let shape = StepShape::prefill(5, 3).with_adapter(4);
     for (name, quant) in [("tiny", Some(Quant::Q4_0)), ("tiny", Some(Quant::Int8)), ("tiny", None)] {
@@ -356,4 +372,18 @@ fn a_model_without_weights_costs_what_one_with_weights_costs() {
         assert_eq!(costs(&random), costs(&blank), "{name} {quant:?}");
     }
     assert!(Model::blank("nothing", None).is_err());
+}
+
+#[test]
+fn a_widened_model_has_the_same_numbers_in_more_bytes() {
+    let half = Model::random("tiny", Dtype::F16, 3).expect("a shape");
+    let wide = half.widened().expect("memory");
+    let [half_q, wide_q] = [&half, &wide].map(|model| &model.weights.layers[1].q.weight);
+    assert_eq!(wide_q.bytes(), 2 * half_q.bytes());
+    let logits = |model: Model| {
+        let options = EngineOptions { backend: BackendChoice::Cpu, ..EngineOptions::default() };
+        let mut engine = wattle_engine::Engine::from_model(model, options).expect("an engine");
+        engine.logits(&[1, 2, 3], &wattle_engine::Lora::BASE).expect("logits")
+    };
+    assert_eq!(logits(half), logits(wide));
 }

@@ -189,10 +189,9 @@ pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (P
         return (plain.without_lora(), plain);
     }
     let fuse_options = match options.backend {
-        BackendChoice::Auto | BackendChoice::Gpu if cfg!(feature = "gpu") => {
-            FuseOptions::gpu(binding(options))
-        }
-        _ => FuseOptions::CPU,
+        BackendChoice::Auto if cfg!(not(feature = "gpu")) => FuseOptions::CPU,
+        BackendChoice::Auto | BackendChoice::Gpu => FuseOptions::gpu(binding(options)),
+        BackendChoice::Cpu => FuseOptions::CPU,
     };
     let fused = plan::fuse(&plain, fuse_options);
     if fused.max_b_pool_bytes() <= binding(options) {

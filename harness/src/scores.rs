@@ -6,6 +6,8 @@ use wattle_policy::simulate::Outcome;
 use wattle_policy::world::{Situation, Split, World};
 use wattle_policy::{Random, TrainedPolicy};
 
+use crate::error::{Error, Result};
+
 /// One device, model and task.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Row {
@@ -40,6 +42,38 @@ pub(crate) struct Row {
     pub violations: [f64; 4],
 }
 
+impl Row {
+    /// (oracle − reward) / (oracle − worst); 0 where all choices are alike.
+    pub fn regret_of(&self, reward: f64) -> f64 {
+        let range = self.oracle_reward - self.worst_reward;
+        if range > 0.0 { (self.oracle_reward - reward) / range } else { 0.0 }
+    }
+
+    /// What is wrong with the policy here: too far from the best choice, or worse than the fewest layers.
+    fn complaint(&self, most_regret: f64) -> Option<String> {
+        let name = format!("{}, {}, {}", self.device, self.model, self.task);
+        if self.regret > most_regret {
+            return Some(format!("{name}: {:.2} % from the best choice", self.regret * 100.0));
+        }
+        // Sums of rewards in another order differ by rounding.
+        let worse = self.policy_reward < self.always_min_reward - 1e-9;
+        worse.then(|| format!("{name}: worse than the fewest layers"))
+    }
+}
+
+/// Fails where a policy is further than `most_regret` from the best choice, or worse than the fewest layers.
+///
+/// # Errors
+/// Names every such cell.
+pub(crate) fn check(rows: &[Row], most_regret: f64) -> Result<()> {
+    let complaints: Vec<String> = rows.iter().filter_map(|row| row.complaint(most_regret)).collect();
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    let (bad, all) = (complaints.len(), rows.len());
+    Err(Error::Failed(format!("policy: {bad} of {all} cells: {}", complaints.join("; "))))
+}
+
 /// Situations per cell.
 pub(crate) const SITUATIONS: usize = 60;
 
@@ -48,9 +82,14 @@ pub(crate) fn rows(world: &World, policy: &TrainedPolicy, split: Split, seed: u6
     world.scheme.cells().into_iter().map(|cell| row(world, policy, split, seed, cell)).collect()
 }
 
-fn row(world: &World, policy: &TrainedPolicy, split: Split, seed: u64, cell: Cell) -> Row {
+/// What draws a cell's situations.
+pub(crate) fn seed_of(seed: u64, cell: Cell) -> u64 {
     let index = ((cell.device * 1000 + cell.model) * 1000 + cell.task) as u64;
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9).wrapping_add(index));
+    seed.wrapping_mul(0x9E37_79B9).wrapping_add(index)
+}
+
+fn row(world: &World, policy: &TrainedPolicy, split: Split, seed: u64, cell: Cell) -> Row {
+    let mut random = Random(seed_of(seed, cell));
     let (model, choices) = (world.scheme.model(cell), world.choices(cell));
     let mut row = Row {
         device: world.profiles[cell.device].name.clone(),
@@ -64,8 +103,7 @@ fn row(world: &World, policy: &TrainedPolicy, split: Split, seed: u64, cell: Cel
         let chosen = policy.choose(cell, &world.case(&situation));
         add(&mut row, world, &situation, chosen, &choices);
     }
-    let range = row.oracle_reward - row.worst_reward;
-    row.regret = if range > 0.0 { (row.oracle_reward - row.policy_reward) / range } else { 0.0 };
+    row.regret = row.regret_of(row.policy_reward);
     row
 }
 
@@ -95,5 +133,28 @@ fn add(row: &mut Row, world: &World, situation: &Situation, chosen: Choice, choi
     row.gate_open += if reward.gate { 1.0 / n } else { 0.0 };
     for (sum, penalty) in row.violations.iter_mut().zip(reward.penalties) {
         *sum += if penalty > 0.0 { 1.0 / n } else { 0.0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_refused_where_it_is_far_from_the_best_or_worse_than_the_fewest_layers() {
+        let row = Row { oracle_reward: 1.0, worst_reward: 0.0, policy_reward: 0.98, ..Row::default() };
+        let good = Row { regret: row.regret_of(0.98), always_min_reward: 0.98, ..row };
+        assert!((good.regret - 0.02).abs() < 1e-12);
+        assert!(check(std::slice::from_ref(&good), 0.03).is_ok());
+        let far = Row { device: "watch".into(), regret: 0.031, ..good.clone() };
+        let worse = Row { device: "tablet".into(), always_min_reward: 0.99, ..good.clone() };
+        let message = check(&[good, far, worse], 0.03).unwrap_err().to_string();
+        assert!(
+            message.contains("2 of 3") && message.contains("watch") && message.contains("3.10 %"),
+            "{message}"
+        );
+        assert!(message.contains("tablet, , : worse than the fewest layers"), "{message}");
+        let alike = Row { oracle_reward: 0.5, worst_reward: 0.5, ..Row::default() };
+        assert_eq!(alike.regret_of(0.5), 0.0);
     }
 }

@@ -176,6 +176,28 @@ pub(crate) fn world(choices: &Choices, sprout: &Path) -> Result<World> {
     Ok(World::new(scheme, profiles, &costs, TRAINED)?)
 }
 
+/// The world that a policy was made for: its targets and scores are those of its training.
+///
+/// # Errors
+/// When a model has another shape now.
+pub(crate) fn world_of(scheme: &Scheme, sprout: &Path) -> Result<World> {
+    let choices = Choices {
+        devices: scheme.devices.iter().map(|device| device.name.clone()).collect(),
+        models: scheme.models.iter().map(|model| model.name.clone()).collect(),
+        action: scheme.action,
+        rule: scheme.rule,
+    };
+    let mut world = world(&choices, sprout)?;
+    for (entry, trained) in world.scheme.models.iter().zip(&scheme.models) {
+        if entry.shape != trained.shape || entry.layers != trained.layers {
+            let reason = format!("{} was {}, and is {} now", entry.name, trained.shape, entry.shape);
+            return Err(Error::Failed(format!("policy: {reason}")));
+        }
+    }
+    world.scheme = scheme.clone();
+    Ok(world)
+}
+
 /// A model with its adapter's rank and targets: the shipped one as it is, the others without their weights.
 fn simulated_model(name: &str, sprout: &Path, kept: &str) -> Result<(Model, u32, Vec<Target>)> {
     if name == "sprout" {

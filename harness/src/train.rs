@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::scores::{self, Row};
 use crate::shipped;
 use crate::simulated::{self, Choices};
-use crate::training::{Diagnostics, Settings, Trainer, write_tensors};
+use crate::training::{Diagnostics, Settings, Trainer, serialize};
 
 /// Updates between checkpoints.
 const CHECKPOINT_EVERY: u64 = 10;
@@ -96,8 +96,14 @@ fn train<E: Environment>(
         scenario: format!("{:?}", args.scenario).to_lowercase(),
     };
     let description = Description::new(world.scheme.clone(), training);
-    let text = serde_json::to_string(&description).map_err(|error| Error::file(&args.out, error))?;
-    let tensors: Vec<_> = trainer.state.parameters.policy().collect();
-    write_tensors(&args.out, &tensors, [(METADATA.to_owned(), text)].into())?;
+    let bytes = bytes(&trainer, &description)?;
+    std::fs::write(&args.out, bytes).map_err(|error| Error::file(&args.out, error))?;
     Ok(updates)
+}
+
+/// The policy file of what was trained so far.
+fn bytes<E>(trainer: &Trainer<E>, description: &Description) -> Result<Vec<u8>> {
+    let text = serde_json::to_string(description).map_err(|error| Error::Failed(error.to_string()))?;
+    let tensors: Vec<_> = trainer.state.parameters.policy().collect();
+    serialize(&tensors, [(METADATA.to_owned(), text)].into())
 }

@@ -118,7 +118,7 @@ impl Model {
         let weights = weights::assemble(&spec, &layout, &mut shapes::Blank)?;
         let model = Self { spec, weights, dir: PathBuf::new() };
         match quant {
-            Some(quant) => model.stored(quant, quantize::blank),
+            Some(quant) => model.stored(&|matrix, outside| quantize::blank(matrix, quant.format(outside))),
             None => Ok(model),
         }
     }

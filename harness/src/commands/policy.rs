@@ -14,7 +14,7 @@ use crate::common::Common;
 use crate::error::{Error, Result};
 use crate::scores::{self, Row};
 use crate::shipped;
-use crate::simulated::{self, Choices};
+use crate::simulated;
 use crate::table::Table;
 
 /// Arguments of `policy`.
@@ -152,6 +152,12 @@ struct TableArgs {
     /// Which situations are drawn
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Fail where the policy is further from the best choice than --most-regret, or worse than the fewest layers
+    #[arg(long)]
+    check: bool,
+    /// (oracle − policy) / (oracle − worst) that --check lets pass [%]
+    #[arg(long, value_name = "PERCENT", default_value_t = 3.0, requires = "check")]
+    most_regret: f64,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -232,31 +238,26 @@ fn show(args: &ShowArgs, out: &mut dyn Write) -> Result<()> {
 
 fn table(args: &TableArgs, out: &mut dyn Write) -> Result<()> {
     let policy = crate::policy::read(&file(args.policy.as_ref())?)?;
-    let scheme = policy.scheme();
-    let choices = Choices {
-        devices: scheme.devices.iter().map(|device| device.name.clone()).collect(),
-        models: scheme.models.iter().map(|model| model.name.clone()).collect(),
-        action: scheme.action,
-        rule: scheme.rule,
-    };
-    let mut world = simulated::world(&choices, &shipped::model()?)?;
-    for (entry, trained) in world.scheme.models.iter().zip(&scheme.models) {
-        if entry.shape != trained.shape || entry.layers != trained.layers {
-            let reason = format!("{} was {}, and is {} now", entry.name, trained.shape, entry.shape);
-            return Err(Error::Failed(format!("policy: {reason}")));
-        }
-    }
-    // Targets and scores are those that it was trained for.
-    world.scheme = scheme.clone();
+    let world = simulated::world_of(policy.scheme(), &shipped::model()?)?;
     let rows = scores::rows(&world, &policy, Split::Test, args.seed);
-    if args.json {
-        return write_json(&serde_json::json!({ "rows": rows }), out);
+    match args.json {
+        true => write_json(&serde_json::json!({ "rows": rows }), out)?,
+        false => write_rows(&rows, out)?,
     }
-    write_rows(&rows, out)
+    if args.check { scores::check(&rows, args.most_regret / 100.0) } else { Ok(()) }
 }
 
-/// The table for a reader.
+/// The table for a reader, with what it is about.
 pub(crate) fn write_rows(rows: &[Row], out: &mut dyn Write) -> Result<()> {
+    rows_table(rows).write(out)?;
+    Ok(writeln!(
+        out,
+        "\nsimulated devices; energy of the proxy (tier C); scores of the paper's models are a stand-in"
+    )?)
+}
+
+/// One line per device, model and task.
+pub(crate) fn rows_table(rows: &[Row]) -> Table {
     let mut table = Table::new([
         "device", "model", "task", "policy", "oracle", "worst", "l_min", "l_max", "random", "regret",
         "layers", "inf/J", "op. mg", "emb. mg",
@@ -280,11 +281,7 @@ pub(crate) fn write_rows(rows: &[Row], out: &mut dyn Write) -> Result<()> {
             format!("{:.2}", row.embodied_mg),
         ]);
     }
-    table.write(out)?;
-    Ok(writeln!(
-        out,
-        "\nsimulated devices; energy of the proxy (tier C); scores of the paper's models are a stand-in"
-    )?)
+    table
 }
 
 fn devices(args: &DevicesArgs, out: &mut dyn Write) -> Result<()> {

@@ -17,12 +17,11 @@ const MAX_LENGTH: u64 = 256 << 20;
 /// Prefixes of the two moments.
 const MOMENTS: [&str; 2] = ["adam.first.", "adam.second."];
 
-/// Writes F32 tensors and metadata to a file.
-pub(crate) fn write_tensors(
-    file: &Path,
+/// F32 tensors and metadata as a safetensors file has them.
+pub(crate) fn serialize(
     tensors: &[(String, &[usize], &[f32])],
     metadata: HashMap<String, String>,
-) -> Result<()> {
+) -> Result<Vec<u8>> {
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let view = |((name, shape, _), bytes): (&'_ (String, &[usize], &[f32]), _)| {
@@ -31,8 +30,7 @@ pub(crate) fn write_tensors(
     let views: std::result::Result<Vec<_>, safetensors::SafeTensorError> =
         tensors.iter().zip(bytes.iter().map(Vec::as_slice)).map(view).collect();
     let data = views.and_then(|views| safetensors::serialize(views, Some(metadata)));
-    let data = data.map_err(|error| Error::file(file, error))?;
-    std::fs::write(file, data).map_err(|error| Error::file(file, error))
+    data.map_err(|error| Error::Failed(format!("training: {error}")))
 }
 
 /// Writes a checkpoint.
@@ -47,7 +45,8 @@ pub(super) fn write(file: &Path, state: &State) -> Result<()> {
     }
     let numbers = [("steps", state.steps), ("random", state.random.0), ("updates", state.adam.updates)];
     let metadata = numbers.map(|(name, value)| (name.to_owned(), value.to_string()));
-    write_tensors(file, &tensors, HashMap::from(metadata))
+    let data = serialize(&tensors, HashMap::from(metadata))?;
+    std::fs::write(file, data).map_err(|error| Error::file(file, error))
 }
 
 /// Reads a checkpoint of a training with parameters like these.

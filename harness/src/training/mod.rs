@@ -11,7 +11,7 @@ mod rollout;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use checkpoint::write_tensors;
+pub(crate) use checkpoint::serialize;
 pub(crate) use ppo::{Diagnostics, Settings, Trainer};
 
 use crate::error::Error;
