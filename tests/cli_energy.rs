@@ -52,6 +52,13 @@ fn coefficients_are_fitted_to_windows_and_become_a_profile() {
         "{fit}"
     );
     assert!(fit["held_out"]["proxy"]["mean_error"].as_f64() < Some(0.01), "{fit}");
+    // The same windows as `device-suite` writes them.
+    let csv = path("windows.csv");
+    let columns = ["kernel", "flops", "dram_bytes", "on_chip_bytes", "launches", "seconds", "joules"];
+    let line = |window: &Value| columns.map(|name| window[name].to_string().replace('"', "")).join(",");
+    let lines: Vec<String> = windows.iter().map(line).collect();
+    std::fs::write(&csv, format!("{}\n{}\n", columns.join(","), lines.join("\n"))).expect("a file");
+    assert_eq!(json(&["energy", "fit", &csv, "--year", "2026", "--json"]), fit);
     let llama = fixture("llama");
     let args = [
         "generate",

@@ -1,14 +1,17 @@
 //! Coefficients of the proxy from measured windows, and how well they foretell kernels that they were not fitted to.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use wattle_policy::{Coefficients, OpCost};
 
 use crate::error::{Error, Result};
+use crate::table::Table;
 
 /// Work of one kernel that was repeated while a counter counted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// The kernel's name; windows of one kernel are held out together.
+    /// The kernel's name, or what else was repeated; windows of one name are held out together.
     pub kernel: String,
     /// Of one repetition.
     pub flops: u64,
@@ -95,6 +98,39 @@ pub(crate) struct Validation {
     pub flops_only: Accuracy,
     pub bytes_only: Accuracy,
     pub time_and_power: Accuracy,
+}
+
+impl Validation {
+    /// For a reader.
+    pub fn table(&self) -> Table {
+        let mut table = Table::new(["model", "mean error of what was held out", "rank correlation"]);
+        let models = [
+            ("proxy", self.proxy),
+            ("flops only", self.flops_only),
+            ("bytes only", self.bytes_only),
+            ("time × power", self.time_and_power),
+        ];
+        for (name, accuracy) in models {
+            let error = format!("{:.1} %", accuracy.mean_error * 100.0);
+            table.row([name.to_owned(), error, format!("{:.3}", accuracy.rank_correlation)]);
+        }
+        table
+    }
+}
+
+impl fmt::Display for Fit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = &self.coefficients;
+        write!(
+            f,
+            "{:.3} pJ/flop, {:.3} pJ/byte DRAM, {:.3} pJ/byte on chip, {:.3} µJ/launch, {:.3} W while busy",
+            c.flop_j * 1e12,
+            c.dram_byte_j * 1e12,
+            c.on_chip_byte_j * 1e12,
+            c.launch_j * 1e6,
+            self.active_w
+        )
+    }
 }
 
 /// Leaves one kernel out after another.

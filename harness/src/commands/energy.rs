@@ -1,15 +1,14 @@
 //! `wattle energy`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::write_json;
 use crate::common::Common;
 use crate::energy::{profile, read};
 use crate::error::{Error, Result};
-use crate::fit::{Accuracy, Fit, Measured, validate};
+use crate::fit::{Fit, Measured, validate};
 use crate::meters;
-use crate::table::Table;
 use crate::windows;
 
 /// The longest file of windows that is read \[bytes\].
@@ -50,8 +49,8 @@ struct MeasureArgs {
 #[derive(Debug, clap::Args)]
 struct FitArgs {
     /// JSON: [{"kernel", "flops", "dram_bytes", "on_chip_bytes", "launches", "seconds", "joules"}], each of one repetition
-    /// of a window of at least 5 s, without idle power
-    #[arg(value_name = "WINDOWS.json")]
+    /// of a window of at least 5 s, without idle power; or the same as columns of a .csv, as `device-suite` writes it
+    #[arg(value_name = "WINDOWS.json|.csv")]
     windows: PathBuf,
     /// The profile whose other figures are kept
     #[arg(long, value_name = "NAME|FILE", default_value = "server")]
@@ -98,8 +97,7 @@ fn measure(args: &MeasureArgs, common: &Common, out: &mut dyn Write) -> Result<(
 
 fn fit(args: &FitArgs, out: &mut dyn Write) -> Result<()> {
     let file = &args.windows;
-    let windows: Vec<Measured> =
-        serde_json::from_slice(&read(file, MAX_LENGTH)?).map_err(|error| Error::file(file, error))?;
+    let windows = windows_of(file)?;
     let fit = Fit::of(&windows.iter().collect::<Vec<_>>())?;
     let validation = validate(&windows)?;
     if let Some(to) = &args.out {
@@ -111,24 +109,16 @@ fn fit(args: &FitArgs, out: &mut dyn Write) -> Result<()> {
     if args.json {
         return write_json(&serde_json::json!({ "fit": fit, "held_out": validation }), out);
     }
-    let c = &fit.coefficients;
-    writeln!(
-        out,
-        "{:.3} pJ/flop, {:.3} pJ/byte DRAM, {:.3} pJ/byte on chip, {:.3} µJ/launch, {:.3} W while busy\n",
-        c.flop_j * 1e12,
-        c.dram_byte_j * 1e12,
-        c.on_chip_byte_j * 1e12,
-        c.launch_j * 1e6,
-        fit.active_w
-    )?;
-    let mut table = Table::new(["model", "mean error of held-out kernels", "rank correlation"]);
-    let mut row = |name: &str, accuracy: Accuracy| {
-        let error = format!("{:.1} %", accuracy.mean_error * 100.0);
-        table.row([name.to_owned(), error, format!("{:.3}", accuracy.rank_correlation)]);
-    };
-    row("proxy", validation.proxy);
-    row("flops only", validation.flops_only);
-    row("bytes only", validation.bytes_only);
-    row("time × power", validation.time_and_power);
-    Ok(table.write(out)?)
+    writeln!(out, "{fit}\n")?;
+    Ok(validation.table().write(out)?)
+}
+
+/// Windows from JSON, or from what `device-suite` writes.
+fn windows_of(file: &Path) -> Result<Vec<Measured>> {
+    let data = read(file, MAX_LENGTH)?;
+    if file.extension().is_some_and(|ending| ending == "csv") {
+        let lines = csv::Reader::from_reader(data.as_slice()).into_deserialize();
+        return lines.collect::<std::result::Result<_, _>>().map_err(|error| Error::file(file, error));
+    }
+    serde_json::from_slice(&data).map_err(|error| Error::file(file, error))
 }
