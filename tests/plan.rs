@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::{Expected, error, fixtures, gpu_required, options};
-use wattle_engine::adapter::Adapter;
+use wattle_engine::adapter::{Adapter, Factors};
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
-use wattle_engine::model::{Model, Quant};
+use wattle_engine::model::{Dtype, Model, Quant};
 use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, KvType, LayerMask, Precision, Row, Sample};
-use wattle_policy::{CostSource, OpCost, Prefix, RowShape, StepShape};
+use wattle_policy::{CostSource, OpCost, Prefix, RowShape, StepShape, layer_of};
 
 const FUSE: FuseOptions = FuseOptions::CPU;
 const GPU: FuseOptions = FuseOptions::gpu(1 << 20);
@@ -290,7 +290,7 @@ fn shape(step: &Step, rank: u32) -> StepShape {
 
 #[test]
 fn costs_are_what_counting_views_of_the_twins_count() {
-    // A shape has one rank per slot: only adapters of all projections in the layers have it everywhere.
+    // Plans are priced for the adapter, which may have factors in some places only.
     for (name, adapter, quant) in [
         ("llama", Some("all-linear"), None),
         ("llama", Some("all-linear"), Some(Quant::Q4_1)),
@@ -302,6 +302,12 @@ fn costs_are_what_counting_views_of_the_twins_count() {
         ("qwen3", Some("all-linear"), None),
         ("opt-350m", None, None),
         ("mistral", Some("all-linear"), None),
+        ("llama", Some("q-v"), None),
+        ("llama", Some("exclude-regex"), Some(Quant::Q4_0)),
+        ("llama", Some("layers-1"), None),
+        ("gpt2-prefix", Some("c-attn"), None),
+        ("opt-350m", Some("q-v"), None),
+        ("phi3", Some("qkv"), None),
     ] {
         let dense = load(name);
         let model = quant.map_or(Ok(dense.clone()), |quant| dense.quantized(quant)).expect("finite weights");
@@ -314,11 +320,12 @@ fn costs_are_what_counting_views_of_the_twins_count() {
             capacity: CAPACITY,
         })
         .expect("a backend");
-        let mut rank = 0;
+        let (mut rank, mut factors) = (0, Factors::default());
         if let Some(adapter) = adapter {
             let adapter =
                 Adapter::load(&dir(name).join("adapters").join(adapter), &model.spec).expect("loads");
             rank = adapter.rank() as u32;
+            factors = Factors::clone(&adapter.factors);
             backend.set_slot(0, Some(adapter.factors)).expect("a slot");
         }
         let [cpu, gpu] = [FUSE, GPU].map(|options| plan::fuse(&plain, options));
@@ -329,11 +336,11 @@ fn costs_are_what_counting_views_of_the_twins_count() {
             step.samples.retain(|sample| sample.row % 5 == 4);
             let doors = Doors { range: 0..plan.ops.len(), ..Doors::default() };
             let counted = backend.count(handle, &step, &doors).expect("it runs");
-            let shape = shape(&step, rank);
+            let (shape, priced) = (shape(&step, rank), plan.priced_for(&factors));
             for (index, counted) in counted.into_iter().enumerate() {
-                let cost = plan.cost(index, &shape);
+                let cost = priced.cost(index, &shape);
                 let bytes = OpCost { flops: 0, lora_flops: 0, launches: 0, ..cost };
-                assert_eq!(bytes, counted, "{name} {quant:?}: {}", plan.ops[index].name);
+                assert_eq!(bytes, counted, "{name} {adapter:?} {quant:?}: {}", plan.ops[index].name);
             }
         }
     }
@@ -373,4 +380,50 @@ fn shared_positions_cost_their_bytes_once() {
             }
         }
     }
+}
+
+#[test]
+fn an_op_of_a_layer_has_lora_of_that_layer_only() {
+    // What an op costs depends on its own layer's mask: simulated devices add up layers by this.
+    for name in ["llama", "gpt2-prefix", "opt-350m", "phi3"] {
+        let model = load(name);
+        let plain = plan::build(&model.spec, &model.weights, LORA);
+        for plan in [plan::fuse(&plain, FUSE), plan::fuse(&plain, GPU), plain] {
+            for op in &plan.ops {
+                let layer = layer_of(&op.name).unwrap_or(wattle_engine::OUTSIDE_LAYERS);
+                assert!(op.sites().all(|site| site.layer == layer), "{name}: {}", op.name);
+            }
+            assert!(plan.ops.iter().any(|op| op.sites().next().is_some()));
+        }
+    }
+}
+
+#[test]
+fn a_model_without_weights_costs_what_one_with_weights_costs() {
+    let shape = StepShape::prefill(5, 3).with_adapter(4);
+    for (name, quant) in [("tiny", Some(Quant::Q4_0)), ("tiny", Some(Quant::Int8)), ("tiny", None)] {
+        let random = Model::random(name, Dtype::F16, 0).expect("a shape");
+        let random =
+            quant.map_or(Ok(random.clone()), |quant| random.quantized(quant)).expect("finite weights");
+        let blank = Model::blank(name, quant).expect("a shape");
+        let [random, blank] = [random, blank].map(|model| plan::build(&model.spec, &model.weights, LORA));
+        let costs = |plan: &Plan| (0..plan.ops.len()).map(|i| plan.cost(i, &shape)).collect::<Vec<_>>();
+        assert_eq!(ops(&random), ops(&blank));
+        assert_eq!(costs(&random), costs(&blank), "{name} {quant:?}");
+    }
+    assert!(Model::blank("nothing", None).is_err());
+}
+
+#[test]
+fn a_widened_model_has_the_same_numbers_in_more_bytes() {
+    let half = Model::random("tiny", Dtype::F16, 3).expect("a shape");
+    let wide = half.widened().expect("memory");
+    let [half_q, wide_q] = [&half, &wide].map(|model| &model.weights.layers[1].q.weight);
+    assert_eq!(wide_q.bytes(), 2 * half_q.bytes());
+    let logits = |model: Model| {
+        let options = EngineOptions { backend: BackendChoice::Cpu, ..EngineOptions::default() };
+        let mut engine = wattle_engine::Engine::from_model(model, options).expect("an engine");
+        engine.logits(&[1, 2, 3], &wattle_engine::Lora::BASE).expect("logits")
+    };
+    assert_eq!(logits(half), logits(wide));
 }

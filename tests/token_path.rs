@@ -325,3 +325,28 @@ fn the_cache_grows_when_a_request_needs_more_room() {
         assert!(error(&logits, &expected) < 1e-4);
     });
 }
+
+#[test]
+fn steps_are_kept_as_they_ran_and_taken_once() {
+    on_both(|options| {
+        let mut engine = open("llama", &EngineOptions { keep_steps: true, ..options.clone() });
+        let adapter = model("llama").join("adapters/q-v");
+        let adapter = engine.load_adapter(adapter, 1.0).expect("an adapter");
+        let lora = Lora { layers: LayerMask::of([1]), from: ActiveFrom::Generated, ..Lora::new(adapter) };
+        let request = Request { lora, ignore_eos: true, ..Request::new(ids("llama")[..3].to_vec(), 4) };
+        engine.generate(&request).expect("a generation");
+        let steps = engine.take_steps();
+        assert!(engine.take_steps().is_empty());
+        // The prompt without LoRA, then tokens with it: a GPU may have begun one more than was wanted.
+        let rows: Vec<usize> = steps.iter().map(|step| step.shape.rows.len()).collect();
+        assert_eq!(rows[..4], [3, 1, 1, 1]);
+        let (prompt, decode) = (&steps[0], &steps[1]);
+        assert_eq!((prompt.adapted, decode.adapted), (false, true));
+        assert!(prompt.shape.rows.iter().all(|row| row.lora == 0 && row.slot == Some(0)));
+        let sampled: Vec<bool> = prompt.shape.rows.iter().map(|row| row.sampled).collect();
+        assert_eq!(sampled, [false, false, true]);
+        let row = decode.shape.rows[0];
+        assert_eq!((row.lora, row.position, row.sampled), (1 << 1, 3, true));
+        assert_eq!(decode.shape.ranks, [4]);
+    });
+}

@@ -24,7 +24,7 @@ pub use gate::{Feature, Gate, LayerGate};
 pub use generation::{Control, Event, Finish, Generation, Path, Report};
 pub use options::{AdapterRoom, BackendChoice, CpuKernels, EngineOptions, KvType, PlanKind, Precision};
 pub use request::{ActiveFrom, AdapterId, Closing, Lora, Priority, Request, Sampling};
-pub use runtime::compile;
+pub use runtime::{RanStep, compile};
 pub use service::{Client, Service, ServiceLoad, ServiceOptions, Token, Tokens};
 pub use vote::{Answer, Tally, VoteRule};
 pub use wattle_policy::{FixedPolicy, LoraDecision, LoraPolicy, RequestFacts};

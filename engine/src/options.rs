@@ -97,6 +97,8 @@ pub struct EngineOptions {
     pub tuning: Option<PathBuf>,
     /// Whether choices that were not measured yet are, when the engine is made. No choice changes a result.
     pub autotune: bool,
+    /// Whether the shapes of steps are kept until [`crate::Engine::take_steps`] is called.
+    pub keep_steps: bool,
     /// Artificial limits, for tests.
     pub limits: Limits,
     /// Validated shaders and bounds checks on the GPU, for tests.
@@ -123,6 +125,7 @@ impl Default for EngineOptions {
             timing: false,
             tuning: None,
             autotune: false,
+            keep_steps: false,
             limits: Limits::default(),
             checked: false,
         }

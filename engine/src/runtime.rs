@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wattle_shaders::{GATED, NO_INDEX, Row, Sampled};
+use wattle_policy::{RowShape, StepShape};
+use wattle_shaders::{FROM_STATE, GATED, NO_INDEX, Row, Sampled};
 
 use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
@@ -52,6 +53,43 @@ pub(crate) struct Runtime {
     ledger: Ledger,
     /// Time in the backend's steps, the host waiting.
     pub device_time: Duration,
+    /// What was run, if that is kept.
+    pub steps: Option<Vec<RanStep>>,
+}
+
+/// A step that was run, as far as its cost depends on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RanStep {
+    /// Its rows, and the ranks in the slots. Of a row whose token only the device knew, the token is one that no other
+    /// row has.
+    pub shape: StepShape,
+    /// Whether the plan with LoRA ran.
+    pub adapted: bool,
+}
+
+impl RanStep {
+    fn new(step: &Step, ranks: Vec<u32>, adapted: bool) -> Self {
+        let mut rows: Vec<RowShape> = step.rows.iter().map(row_shape).collect();
+        for sample in &step.samples {
+            if let Some(row) = rows.get_mut(sample.row as usize) {
+                row.sampled = true;
+            }
+        }
+        Self { shape: StepShape { rows, ranks, ..StepShape::default() }, adapted }
+    }
+}
+
+fn row_shape(row: &Row) -> RowShape {
+    let known = row.flags & FROM_STATE == 0;
+    let [a, b, c, d] = row.lora.map(u128::from);
+    RowShape {
+        token: if known { row.token } else { u32::MAX - row.sequence },
+        sequence: row.sequence,
+        position: row.position,
+        sampled: false,
+        slot: (row.slot != NO_INDEX).then_some(row.slot),
+        lora: a | b << 32 | c << 64 | d << 96,
+    }
 }
 
 impl Runtime {
@@ -96,6 +134,7 @@ impl Runtime {
             gates,
             ledger,
             device_time: Duration::ZERO,
+            steps: options.keep_steps.then(Vec::new),
         };
         for (slot, factors) in slots.iter().enumerate() {
             runtime.set_slot(slot, factors.clone())?;
@@ -191,9 +230,12 @@ impl Runtime {
         self.adapted.as_ref().map(|prepared| &prepared.plan)
     }
 
-    /// Starts a step.
-    pub fn submit(&mut self, step: &Step) -> Result<Ticket> {
+    /// Starts a step; `ranks` are those in the slots.
+    pub fn submit(&mut self, step: &Step, ranks: impl FnOnce() -> Vec<u32>) -> Result<Ticket> {
         let handle = self.choose(step).handle;
+        if let Some(steps) = &mut self.steps {
+            steps.push(RanStep::new(step, ranks(), handle != self.base.handle));
+        }
         let ledger = &mut self.ledger;
         let ticket = ledger.prepare(&mut *self.backend, step).and_then(|()| {
             let started = Instant::now();
@@ -206,6 +248,11 @@ impl Runtime {
             Err(_) => ledger.forget(),
         }
         ticket
+    }
+
+    /// Runs a part of the plan without LoRA.
+    pub fn run_base(&mut self, step: &Step, doors: &Doors) -> Result<()> {
+        self.backend.run(self.base.handle, step, doors).map(drop)
     }
 
     /// Waits for a step.
@@ -251,10 +298,9 @@ pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (P
         return (plain.without_lora(), plain);
     }
     let fuse_options = match options.backend {
-        BackendChoice::Auto | BackendChoice::Gpu if cfg!(feature = "gpu") => {
-            FuseOptions::gpu(binding(options))
-        }
-        _ => FuseOptions::CPU,
+        BackendChoice::Auto if cfg!(not(feature = "gpu")) => FuseOptions::CPU,
+        BackendChoice::Auto | BackendChoice::Gpu => FuseOptions::gpu(binding(options)),
+        BackendChoice::Cpu => FuseOptions::CPU,
     };
     let fused = plan::fuse(&plain, fuse_options);
     if fused.max_b_pool_bytes() <= binding(options) {

@@ -25,6 +25,12 @@ impl From<wattle_engine::tokenizer::Error> for Error {
     }
 }
 
+impl From<wattle_policy::Error> for Error {
+    fn from(error: wattle_policy::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 impl Error {
     /// A value on the command line that cannot be used, by the option's name.
     pub(crate) fn value(name: impl ToString, reason: impl ToString) -> Self {

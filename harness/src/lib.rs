@@ -7,22 +7,32 @@ pub mod bandwidth;
 mod commands;
 mod common;
 mod devices;
+mod energy;
 mod error;
+mod fit;
 mod fresh;
 mod layers;
+mod measure;
 mod meter;
-#[cfg(feature = "gpu")]
-mod nvml;
+mod meters;
+mod policy;
 mod profile;
 mod progress;
 mod prompt;
 mod random_adapter;
 mod report;
+mod scores;
 mod session;
 mod shipped;
+mod simulated;
 mod soak;
 mod table;
 mod tasks;
+#[cfg(feature = "training")]
+mod train;
+#[cfg(feature = "training")]
+mod training;
+mod windows;
 
 use std::ffi::OsString;
 use std::io::Write;

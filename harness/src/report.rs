@@ -9,12 +9,13 @@ use wattle_engine::backend::Timing;
 use wattle_engine::model::{Format, Matrix};
 use wattle_engine::plan::{OpKind, Plan};
 use wattle_engine::{Engine, Generation, Path};
+use wattle_policy::Tier;
+
+use crate::energy::{Energy, Joules};
+use crate::policy::PolicyReport;
 
 /// Kernels that a report names.
 const TOP: usize = 5;
-
-/// Why there is no energy yet.
-const NO_JOULES: &str = "not measured: this version has no energy meter and no proxy";
 
 /// What all launches of a kernel took.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -68,13 +69,33 @@ pub(crate) struct Report {
     pub device: String,
     /// Empty where the device cannot time kernels.
     pub kernels: Vec<KernelTime>,
-    pub joules: Option<f64>,
-    pub joules_note: &'static str,
+    /// Of the proxy.
+    pub joules: f64,
+    pub tier: Tier,
+    pub energy: Energy,
+    /// What a counter of the machine counted meanwhile, idle power and other programs included.
+    pub counter: Option<Counted>,
+    /// What a policy chose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyReport>,
+}
+
+/// What a counter of the machine counted.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Counted {
+    pub counter: String,
+    pub joules: f64,
+    pub tier: Tier,
 }
 
 impl Report {
     /// The report of what `engine` has just generated.
-    pub fn new(generation: &Generation, engine: &mut Engine) -> Self {
+    pub fn new(
+        generation: &Generation,
+        engine: &mut Engine,
+        energy: Energy,
+        counter: Option<Counted>,
+    ) -> Self {
         let (report, backend) = (&generation.report, engine.backend());
         Self {
             prompt_tokens: report.prompt_tokens,
@@ -91,8 +112,11 @@ impl Report {
             backend: backend.kind(),
             device: backend.device().to_owned(),
             kernels: top_kernels(&report.timings),
-            joules: None,
-            joules_note: NO_JOULES,
+            joules: energy.joules,
+            tier: energy.tier,
+            energy,
+            counter,
+            policy: None,
         }
     }
 
@@ -115,7 +139,13 @@ impl Report {
         };
         writeln!(out, "LoRA     {run} token-layers run, {skipped} skipped{closed}")?;
         writeln!(out, "device   {}: {}, peak memory {memory}", self.backend, self.device)?;
-        writeln!(out, "energy   {}", self.joules_note)?;
+        self.energy.write(out)?;
+        if let Some(Counted { counter, joules, tier }) = &self.counter {
+            writeln!(out, "counter  {} ({tier}, {counter}; idle power included)", Joules(*joules))?;
+        }
+        if let Some(policy) = &self.policy {
+            policy.write(out)?;
+        }
         let kernel = |k: &KernelTime| format!("{} {:.0} % ({}×)", k.kernel, k.share * 100.0, k.launches);
         let kernels: Vec<_> = self.kernels.iter().map(kernel).collect();
         let none = "not timed on this device".to_owned();

@@ -36,3 +36,8 @@ pub(crate) fn adapter(model: &Path) -> PathBuf {
 pub(crate) fn tasks(model: &Path) -> PathBuf {
     model.join("tasks")
 }
+
+/// The policy that comes with wattle: trained on simulated devices, for the paper's models and the shipped one.
+pub(crate) fn policy(model: &Path) -> PathBuf {
+    model.join("../policy.safetensors")
+}

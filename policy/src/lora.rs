@@ -13,6 +13,8 @@ pub struct RequestFacts {
     pub layers: usize,
     /// The highest rank of the request's adapter; `None` without an adapter.
     pub rank: Option<usize>,
+    /// The first position on which the request has its adapter on; 0 is everywhere.
+    pub from: usize,
 }
 
 /// What was decided. The request's own limits hold too: LoRA is on where both have it on.

@@ -2,9 +2,13 @@
 #![allow(clippy::expect_used, reason = "tests fail by panicking")]
 #![allow(dead_code, reason = "every test binary uses another part")]
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+
+/// The source tree.
+pub const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wattle"));
@@ -38,6 +42,15 @@ pub fn message(args: &[&str], code: i32) -> String {
     assert!(output.stdout.is_empty(), "{args:?}");
     assert!(stderr.starts_with("error: ") && !stderr.contains("panicked"), "{args:?}: {stderr}");
     stderr
+}
+
+pub fn fixture(name: &str) -> String {
+    format!("{TREE}/tests/fixtures/models/{name}")
+}
+
+pub fn sprout() -> PathBuf {
+    let folder = std::env::var_os("WATTLE_MODELS").map_or(Path::new(TREE).join("models"), PathBuf::from);
+    folder.join("sprout")
 }
 
 /// The backends that can be tested here. Without a GPU adapter it says so, or fails where one is required.

@@ -100,6 +100,12 @@ impl Residency {
         self.slots.iter().map(factors).collect()
     }
 
+    /// The highest rank in each slot; 0 where it is empty.
+    pub fn ranks(&self) -> Vec<u32> {
+        let rank = |slot: &Slot| slot.adapter.as_ref().map_or(0, |adapter| adapter.rank() as u32);
+        self.slots.iter().map(rank).collect()
+    }
+
     /// Holds a slot for an adapter: its own, else an empty one, else the one that nobody holds and that was not taken
     /// for longest. `None` when all are held.
     pub fn take(&mut self, adapter: &Arc<Adapter>) -> Option<Taken> {

@@ -8,7 +8,7 @@ use crate::adapter::{self, Adapter, Factors, Residency, ResidencyCounts};
 use crate::error::{Error, Result};
 use crate::model::{Model, Spec};
 use crate::options::{AdapterRoom, EngineOptions};
-use crate::plan::{LoraCapacity, Op};
+use crate::plan::{LoraCapacity, Op, Plan};
 use crate::request::AdapterId;
 use crate::runtime::{Needs, Runtime, compile};
 use crate::schedule::Host;
@@ -61,6 +61,13 @@ impl Engine {
         (self.adapters.len(), self.adapters.slots())
     }
 
+    /// The plan with LoRA as it costs with this adapter: places where it has no factors cost nothing. `None` for one
+    /// that is not loaded.
+    pub fn priced_plan(&self, adapter: AdapterId) -> Option<Plan> {
+        let adapter = self.adapters.get(adapter)?;
+        Some(self.runtime.adapted_plan()?.priced_for(&adapter.factors))
+    }
+
     /// How often adapters were put into slots and out of them.
     pub fn adapter_counts(&self) -> ResidencyCounts {
         self.adapters.counts
@@ -91,7 +98,7 @@ impl Engine {
             let mut factors = self.adapters.factors();
             factors.resize(slots, None);
             let context = context.max(self.runtime.needs().context);
-            self.rebuild(Needs { context, ..needs }, &factors)?;
+            self.renew(Needs { context, ..needs }, &factors)?;
         }
         self.adapters.resize(slots);
         Ok(())
@@ -100,13 +107,15 @@ impl Engine {
     /// The device may be lost: makes the runtime anew as it was.
     pub(super) fn revive(&mut self) -> Result<()> {
         let (needs, factors) = (self.runtime.needs(), self.adapters.factors());
-        self.rebuild(needs, &factors)
+        self.renew(needs, &factors)
     }
 
-    fn rebuild(&mut self, needs: Needs, slots: &[Option<Arc<Factors>>]) -> Result<()> {
-        let before = self.runtime.pages();
-        self.runtime = Runtime::new(&self.model, &self.options, needs, slots)?;
-        self.runtime.count_on_from(before);
+    /// Another runtime, which goes on with the counts of pages and the list of steps.
+    fn renew(&mut self, needs: Needs, slots: &[Option<Arc<Factors>>]) -> Result<()> {
+        let runtime = Runtime::new(&self.model, &self.options, needs, slots)?;
+        let before = std::mem::replace(&mut self.runtime, runtime);
+        self.runtime.count_on_from(before.pages());
+        self.runtime.steps = before.steps;
         self.rebuilds += 1;
         Ok(())
     }

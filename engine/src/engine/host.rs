@@ -104,7 +104,7 @@ impl Host for EngineHost<'_> {
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket> {
-        self.runtime.submit(step)
+        self.runtime.submit(step, || self.adapters.ranks())
     }
 
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {

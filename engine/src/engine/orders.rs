@@ -72,6 +72,7 @@ impl Engine {
             paths: request.paths,
             layers: self.model.spec.layers,
             rank: order.lora.adapter.as_ref().map(|adapter| adapter.rank()),
+            from: order.lora.from,
         };
         let panicked = |_| Error::value("policy", "it panicked");
         let decision = catch_unwind(AssertUnwindSafe(|| policy.decide(&facts))).map_err(panicked)?;

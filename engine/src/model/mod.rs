@@ -106,6 +106,22 @@ impl Model {
         let weights = weights::assemble(&spec, &layout, source)?;
         Ok(Self { spec, weights, dir: PathBuf::new() })
     }
+
+    /// A model of a known shape (one of [`shapes`]) whose weights are all 0, f16 or quantized: its plan and what that
+    /// costs are the real ones, and big matrices take no memory until they are read.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when the shape is not known or addresses are too few for it.
+    pub fn blank(shape: &str, quant: Option<Quant>) -> Result<Self> {
+        let config = Fields::parse(Path::new(shape), shapes::config(shape)?.as_bytes())?;
+        let (spec, layout) = families::read(&config, None)?;
+        let weights = weights::assemble(&spec, &layout, &mut shapes::Blank)?;
+        let model = Self { spec, weights, dir: PathBuf::new() };
+        match quant {
+            Some(quant) => model.stored(&|matrix, outside| quantize::blank(matrix, quant.format(outside))),
+            None => Ok(model),
+        }
+    }
 }
 
 /// The fields of a JSON file, if it is there.

@@ -67,6 +67,11 @@ impl Quant {
         }
     }
 
+    /// Of a matrix inside or outside the layers.
+    pub(super) fn format(self, outside: bool) -> PanelFormat {
+        if outside { self.outside() } else { self.layers() }
+    }
+
     /// Of embedding and head.
     pub fn outside(self) -> PanelFormat {
         match self {
@@ -83,9 +88,25 @@ impl Model {
     /// # Errors
     /// [`Error::Value`] that names a matrix which has weights that are not finite, or for which memory is too small.
     pub fn quantized(&self, quant: Quant) -> Result<Self> {
+        self.stored(&|matrix, outside| quantize(matrix, quant.format(outside)))
+    }
+
+    /// The model with its dense projections, embedding and head as f32: the same numbers in more bytes.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that names a matrix for which memory is too small.
+    pub fn widened(&self) -> Result<Self> {
+        self.stored(&|matrix, _| widen(matrix))
+    }
+
+    /// The model with every matrix as `make` stores it; a tied head stays tied.
+    pub(super) fn stored(&self, make: Make) -> Result<Self> {
         let Weights { embed, positions, project_in, project_out, layers, final_norm, head } = &self.weights;
-        let outside = |linear: &Linear| quantize_linear(linear, quant.outside());
-        let new_embed = quantize(embed, quant.outside())?;
+        let stored = |linear: &Linear, outside: bool| -> Result<Linear> {
+            Ok(Linear { weight: make(&linear.weight, outside)?, bias: linear.bias.clone() })
+        };
+        let outside = |linear: &Linear| stored(linear, true);
+        let new_embed = make(embed, true)?;
         let new_head = match Arc::ptr_eq(embed, &head.weight) {
             true => Linear { weight: Arc::clone(&new_embed), bias: head.bias.clone() },
             false => outside(head)?,
@@ -95,7 +116,7 @@ impl Model {
             let linears =
                 [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.up, &mut layer.down];
             for linear in linears.into_iter().chain(&mut layer.gate) {
-                *linear = quantize_linear(linear, quant.layers())?;
+                *linear = stored(linear, false)?;
             }
             Ok(layer)
         });
@@ -112,8 +133,30 @@ impl Model {
     }
 }
 
-fn quantize_linear(linear: &Linear, format: PanelFormat) -> Result<Linear> {
-    Ok(Linear { weight: quantize(&linear.weight, format)?, bias: linear.bias.clone() })
+/// Makes a matrix from another; the flag says whether it lies outside the layers.
+type Make<'a> = &'a dyn Fn(&Arc<Matrix>, bool) -> Result<Arc<Matrix>>;
+
+/// A dense matrix as f32; a quantized one as it is.
+fn widen(matrix: &Arc<Matrix>) -> Result<Arc<Matrix>> {
+    if matches!(matrix.format, Format::Panels(_)) {
+        return Ok(Arc::clone(matrix));
+    }
+    let (rows, cols, dense) = (matrix.rows, matrix.cols, weight(matrix)?);
+    let no_memory = || Error::value(&matrix.name, format!("no memory for [{rows}, {cols}] in f32"));
+    let mut values = Vec::new();
+    let len = rows.checked_mul(cols).ok_or_else(no_memory)?;
+    values.try_reserve_exact(len).map_err(|_| no_memory())?;
+    values.resize(len, 0.0);
+    values.chunks_mut(cols.max(1)).enumerate().for_each(|(row, values)| dense.read_row(row, values));
+    Matrix::from_f32(matrix.name.clone(), rows, cols, &values).map(Arc::new).ok_or_else(no_memory)
+}
+
+/// A matrix of this size and format whose codes are all 0, whatever was stored before.
+pub(super) fn blank(matrix: &Arc<Matrix>, format: PanelFormat) -> Result<Arc<Matrix>> {
+    let (rows, cols) = (matrix.rows, matrix.cols);
+    let made = Made::zeroed(format, rows, cols).and_then(|made| made.matrix(&matrix.name, rows, cols));
+    let no_memory = || Error::value(&matrix.name, format!("no memory for [{rows}, {cols}]"));
+    made.map(Arc::new).ok_or_else(no_memory)
 }
 
 /// A dense matrix in `format`; a quantized one as it is.

@@ -125,6 +125,26 @@ impl Source for Random {
     }
 }
 
+/// A source of zeros, f16.
+pub(super) struct Blank;
+
+impl Source for Blank {
+    fn has(&self, _name: &str) -> bool {
+        false
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize, _order: Order) -> Result<Matrix> {
+        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(Dtype::F16.size()));
+        let data = bytes.and_then(AlignedBytes::zeroed).map(Bytes::new);
+        let matrix = data.and_then(|data| Matrix::new(name, rows, cols, Dtype::F16, data));
+        matrix.ok_or_else(|| Error::value("shape", format!("no memory for {name}, [{rows}, {cols}]")))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {
+        Ok(Vector { name: name.into(), values: vec![0.0; len] })
+    }
+}
+
 /// Turns random words into elements ±[1, 2) · 2^e: signs and mantissas are the words' bits, so that filling costs one
 /// `and` and one `or` per word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

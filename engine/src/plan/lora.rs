@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::graph::Graph;
-use super::{LoraCapacity, Op, OpKind, Plan, Site};
+use super::{LoraCapacity, Op, OpKind, Plan, Site, SiteTarget};
+use crate::adapter::{Factors, Place};
 
 impl Plan {
     /// This plan without LoRA: what runs when every mask is off.
@@ -41,6 +42,25 @@ impl Plan {
             let own = op.output.filter(|_| made).zip(op.sites().next());
             for (t, site) in own.into_iter().chain(op.carry.as_ref().map(|carry| (carry.t, &carry.site))) {
                 plan.tensors[t.0 as usize].width = site.t_len();
+            }
+        }
+        plan
+    }
+
+    /// This plan as it costs with an adapter of these factors: what a place without factors would read and compute is
+    /// left out, its launches are not, because the engine's plan has them. Of places that share a launch the highest
+    /// rank counts for all. To be asked for costs, not to be run.
+    pub fn priced_for(&self, factors: &Factors) -> Plan {
+        let mut plan = self.clone();
+        for op in &mut plan.ops {
+            for site in op.sites_mut() {
+                let rank =
+                    |target| factors.pairs.get(&Place { layer: site.layer, target }).map(|pair| pair.rank);
+                let has = |t: &SiteTarget| rank(t.target).is_some();
+                let targets: Vec<_> = site.targets.iter().copied().filter(has).collect();
+                let rank = targets.iter().filter_map(|t| rank(t.target)).max().unwrap_or(0);
+                let capacity = LoraCapacity { rank, ..site.capacity };
+                *site = Arc::new(Site { targets, capacity, ..(**site).clone() });
             }
         }
         plan

@@ -7,9 +7,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 use wattle_engine::{Control, Engine, EngineOptions, Generation, Lora, Request};
+use wattle_policy::{Profile, Tier};
 
 use super::write_json;
 use crate::common::Common;
+use crate::energy::{Energy, Plans, ProfileArgs};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::prompt::expected_tokens;
@@ -30,6 +32,8 @@ pub(crate) struct Args {
     /// New tokens per problem at most
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_new_tokens: usize,
+    #[command(flatten)]
+    energy: ProfileArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -49,8 +53,13 @@ struct Run {
     /// New tokens of all problems.
     tokens: usize,
     seconds: f64,
-    joules: Option<f64>,
-    tier: Option<&'static str>,
+    /// Of the proxy.
+    joules: f64,
+    tier: Tier,
+    /// LoRA's share of the joules, 0 to 1.
+    lora_share: f64,
+    /// What masks saved \[J\].
+    saved_joules: f64,
     #[serde(flatten)]
     labels: Option<LabelScores>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -76,15 +85,18 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let options = EngineOptions {
         sequences: SEQUENCES,
         context: longest.saturating_add(args.max_new_tokens),
+        timing: true,
+        keep_steps: true,
         ..common.engine_options()
     };
     let mut session = Session::open(&source, common, options)?;
+    let profile = args.energy.find(&mut session.engine)?;
     let mut modes = vec![(Lora::BASE, None)];
     modes.extend(source.adapter_name().map(|name| (session.lora, Some(name))));
     let mut runs = Vec::new();
     for task in &tasks {
         for (lora, adapter) in &modes {
-            runs.push(run_task(task, *lora, adapter.clone(), &mut session.engine, args, common)?);
+            runs.push(run_task(task, *lora, adapter.clone(), &mut session.engine, args, common, &profile)?);
         }
     }
     if args.json {
@@ -101,6 +113,7 @@ fn run_task(
     engine: &mut Engine,
     args: &Args,
     common: &Common,
+    profile: &Profile,
 ) -> Result<Run> {
     let progress = Progress::bar(
         format!("{}, {}", task.name, adapter.as_deref().unwrap_or("base")),
@@ -122,6 +135,11 @@ fn run_task(
     let texts: Vec<&str> = generations.iter().map(text).collect();
     let right: Vec<bool> =
         task.problems.iter().zip(&texts).map(|(problem, text)| problem.is_answered_by(text)).collect();
+    let tokens = generations.iter().map(|generation| generation.report.new_tokens).sum();
+    // Timings are those of all requests, and each generation has a copy.
+    let timings = generations.first().map(|generation| generation.report.timings.as_slice());
+    let (steps, plans) = (engine.take_steps(), Plans::new(engine, lora.adapter));
+    let energy = Energy::new(&steps, &plans, timings.unwrap_or_default(), tokens, profile);
     let lora_layers = if adapter.is_some() { common.lora_layers.to_string() } else { "none".to_owned() };
     Ok(Run {
         task: task.name.clone(),
@@ -130,10 +148,12 @@ fn run_task(
         lora_layers,
         accuracy: share(right.iter().copied()),
         problems: right.len(),
-        tokens: generations.iter().map(|generation| generation.report.new_tokens).sum(),
+        tokens,
         seconds,
-        joules: None,
-        tier: None,
+        joules: energy.joules,
+        tier: energy.tier,
+        lora_share: energy.lora_share,
+        saved_joules: energy.saved.joules,
         labels: task.labels().map(|labels| LabelScores::new(&labels, &pairs(task, &texts))),
         by_steps: by_steps(task, &right),
     })
@@ -186,6 +206,8 @@ fn table(runs: &[Run]) -> Table {
         "problems",
         "tokens",
         "seconds",
+        "joules",
+        "tier",
     ]);
     let percent = |share: f64| format!("{:.1} %", share * 100.0);
     for run in runs {
@@ -204,6 +226,8 @@ fn table(runs: &[Run]) -> Table {
             run.problems.to_string(),
             run.tokens.to_string(),
             seconds,
+            format!("{:.2}", run.joules),
+            run.tier.letter().to_owned(),
         ]);
         for step in &run.by_steps {
             let none = String::new;
@@ -216,6 +240,8 @@ fn table(runs: &[Run]) -> Table {
                 none(),
                 none(),
                 step.problems.to_string(),
+                none(),
+                none(),
                 none(),
                 none(),
             ]);

@@ -4,13 +4,16 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use wattle_engine::{
-    Answer, Closing, Control, Engine, EngineOptions, Finish, Generation, Path, Request, Sampling, Tally,
-    VoteRule,
+    Answer, Closing, Control, Engine, EngineOptions, Finish, Generation, Path, Report as GenerationReport,
+    Request, Sampling, Tally, VoteRule,
 };
 
 use super::write_json;
 use crate::common::Common;
+use crate::energy::{Energy, Plans, ProfileArgs};
 use crate::error::{Error, Result};
+use crate::meters;
+use crate::policy::PolicyArgs;
 use crate::progress::Progress;
 use crate::prompt::{Prompt, TextArgs, token_id};
 use crate::report::Report;
@@ -39,6 +42,10 @@ pub(crate) struct Args {
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    energy: ProfileArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
     #[command(flatten)]
     budget: BudgetArgs,
     /// A text that ends a path when it appears; can be given several times
@@ -129,9 +136,13 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         sequences: (args.paths as usize).min(MAX_SEQUENCES),
         context: prompt.expected_tokens().saturating_add(args.max_new_tokens),
         timing: true,
+        keep_steps: true,
         ..common.engine_options()
     };
     let mut session = Session::open(&source, common, options)?;
+    let profile = args.energy.find(&mut session.engine)?;
+    let ids = prompt.encode(&session.engine)?;
+    let steering = args.policy.steer(&mut session, &source)?;
     let request = Request {
         lora: session.lora,
         sampling: args.sampling.sampling(),
@@ -140,7 +151,7 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         vote: args.budget.vote(),
         ignore_eos: args.ignore_eos,
         stop: args.stop.clone(),
-        ..Request::new(prompt.encode(&session.engine)?, args.max_new_tokens)
+        ..Request::new(ids, args.max_new_tokens)
     };
     session.engine.check(&request)?;
     if let Some(example) = example.as_ref().filter(|_| !args.json) {
@@ -148,8 +159,15 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         out.flush()?;
     }
     let live = args.paths == 1 && !args.json && session.engine.tokenizer().is_some();
+    let mut counter = meters::Total::begin(meters::Device::of(&mut session.engine));
     let generation = stream(&mut session, &request, live.then_some(&mut *out))?;
-    let report = Report::new(&generation, &mut session.engine);
+    let counted = counter.as_mut().and_then(meters::Total::end);
+    let steps = session.engine.take_steps();
+    let plans = Plans::new(&session.engine, session.lora.adapter);
+    let GenerationReport { timings, new_tokens, .. } = &generation.report;
+    let energy = Energy::new(&steps, &plans, timings, *new_tokens, &profile);
+    let policy = steering.map(|steering| steering.report()).transpose()?;
+    let report = Report { policy, ..Report::new(&generation, &mut session.engine, energy, counted) };
     if args.json {
         return write_json(&GenerationJson::new(&generation, &report), out);
     }

@@ -4,11 +4,13 @@ mod bench;
 #[cfg(feature = "gpu")]
 mod device_suite;
 mod devices;
+mod energy;
 mod eval;
 mod generate;
 mod kernels;
 mod logits;
 mod plan;
+mod policy;
 mod quantize;
 mod soak;
 mod tokenize;
@@ -17,6 +19,10 @@ use std::io::Write;
 
 use crate::common::Common;
 use crate::error::Result;
+
+pub(crate) use policy::MeasureArgs;
+#[cfg(feature = "training")]
+pub(crate) use policy::{Scenario, TrainArgs, write_rows};
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -35,8 +41,12 @@ pub(crate) enum Command {
     Devices(devices::Args),
     /// Run tasks with and without the adapter, and count right answers
     Eval(eval::Args),
+    /// Say what counts energy here, and fit the proxy's coefficients to what was counted
+    Energy(energy::Args),
     /// Write a quantized copy of a model directory, which is read as it lies
     Quantize(quantize::Args),
+    /// Train, show and score policies that pick LoRA layers, on simulated devices
+    Policy(policy::Args),
     /// Run random requests, adapters, cancels and faults at once, and compare every result with the request's alone
     Soak(soak::Args),
     /// Measure prompt and decode speed
@@ -57,7 +67,9 @@ impl Command {
             Self::Kernels(args) => kernels::run(args, common, out),
             Self::Devices(args) => devices::run(args, common, out),
             Self::Eval(args) => eval::run(args, common, out),
+            Self::Energy(args) => energy::run(args, common, out),
             Self::Quantize(args) => quantize::run(args, common, out),
+            Self::Policy(args) => policy::run(args, common, out),
             Self::Soak(args) => soak::run(args, common, out),
             Self::Bench(args) => bench::run(args, common, out),
             #[cfg(feature = "gpu")]
@@ -67,7 +79,7 @@ impl Command {
 }
 
 /// Writes one JSON value on one line.
-fn write_json(value: &impl serde::Serialize, out: &mut dyn Write) -> Result<()> {
+pub(crate) fn write_json(value: &impl serde::Serialize, out: &mut dyn Write) -> Result<()> {
     serde_json::to_writer(&mut *out, value).map_err(std::io::Error::from)?;
     Ok(writeln!(out)?)
 }

@@ -6,13 +6,15 @@ use serde::Serialize;
 use wattle_engine::model::{Dtype, Model};
 use wattle_engine::plan::{Extent, LoraCapacity, Op, Plan, TensorId};
 use wattle_engine::{EngineOptions, PlanKind};
-use wattle_policy::{CostSource, OpCost, StepShape};
+use wattle_policy::energy::{memory_pressure, thermal_yield};
+use wattle_policy::{CostSource, OpCost, Profile, StepShape};
 
 use super::write_json;
 use crate::common::Common;
 use crate::error::Result;
 use crate::report::Bytes;
 use crate::session::Source;
+use crate::simulated::weight_bytes;
 use crate::table::Table;
 
 /// Arguments of `plan`.
@@ -36,6 +38,9 @@ pub(crate) struct Args {
     /// A model of a known shape instead of --model, without weights of meaning
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
+    /// Also time, energy and the use of this simulated device by every op
+    #[arg(long, value_name = "NAME|FILE")]
+    device: Option<String>,
     /// The plan of one mathematical step per op, before it is fused
     #[arg(long)]
     plain: bool,
@@ -52,7 +57,10 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let (base, adapted) = wattle_engine::compile(&model, &options, lora);
     let shape = step(args, lora.rank as u32, common.lora_layers.mask(model.spec.layers)?.0);
     let active = shape.rows.iter().any(|row| row.slot.is_some() && row.lora != 0);
-    let listing = Listing::new(args, lora.rank, if active { &adapted } else { &base }, &shape);
+    let mut listing = Listing::new(args, lora.rank, if active { &adapted } else { &base }, &shape);
+    if let Some(device) = &args.device {
+        listing.simulate(&crate::energy::profile(device)?, weight_bytes(&model.weights));
+    }
     if args.json { write_json(&listing, out) } else { Ok(listing.write(out)?) }
 }
 
@@ -98,6 +106,37 @@ struct Listing {
     plan: &'static str,
     ops: Vec<OpLine>,
     total: CostJson,
+    /// On which device ops are simulated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    /// CPQ of the device's memory under the weights; `null` where they do not fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_pressure: Option<f64>,
+}
+
+/// An op on a simulated device; the definitions of the last two are wattle's own.
+#[derive(Clone, Copy, Serialize)]
+struct Simulated {
+    seconds: f64,
+    joules: f64,
+    /// DASI: how much of the arithmetic units it can use, 0 to 1.
+    utilisation: f64,
+    /// Φ: the share of power that does work, at 25 °C.
+    thermal_yield: f64,
+}
+
+impl Simulated {
+    fn new(cost: &OpCost, profile: &Profile) -> Self {
+        let seconds = profile.roofline.seconds(cost);
+        let energy = profile.coefficients.energy(cost, seconds, profile.idle_w + profile.leak_w);
+        let dynamic_w = if seconds > 0.0 { energy.dynamic_j() / seconds } else { 0.0 };
+        Self {
+            seconds,
+            joules: energy.total_j(),
+            utilisation: profile.roofline.utilisation(cost),
+            thermal_yield: thermal_yield(dynamic_w, profile.leak_w),
+        }
+    }
 }
 
 /// One op.
@@ -110,6 +149,10 @@ struct OpLine {
     output: Option<Shape>,
     #[serde(flatten)]
     cost: CostJson,
+    #[serde(flatten)]
+    simulated: Option<Simulated>,
+    #[serde(skip)]
+    raw: OpCost,
 }
 
 /// A tensor in this step.
@@ -171,6 +214,8 @@ impl Listing {
             inputs: op.inputs.iter().map(tensor).collect(),
             output: op.output.as_ref().map(tensor),
             cost: (*cost).into(),
+            simulated: None,
+            raw: *cost,
         };
         Self {
             rows: args.rows,
@@ -180,7 +225,15 @@ impl Listing {
             plan: if args.plain { "plain" } else { "fused" },
             ops: plan.ops.iter().zip(&costs).map(line).collect(),
             total: costs.iter().copied().sum::<OpCost>().into(),
+            device: None,
+            memory_pressure: None,
         }
+    }
+
+    fn simulate(&mut self, profile: &Profile, weight_bytes: u64) {
+        self.ops.iter_mut().for_each(|op| op.simulated = Some(Simulated::new(&op.raw, profile)));
+        self.memory_pressure = memory_pressure(weight_bytes as f64, profile.memory_bytes);
+        self.device = Some(profile.name.clone());
     }
 
     /// The table for a reader.
@@ -206,6 +259,24 @@ impl Listing {
             table.row(line(&op.name, op.kernel, output.unwrap_or_default(), &op.cost));
         }
         table.row(line("total", "", String::new(), &self.total));
-        table.write(out)
+        let Some(device) = &self.device else { return table.write(out) };
+        let simulated: Vec<Simulated> = self.ops.iter().filter_map(|op| op.simulated).collect();
+        let total = |of: fn(&Simulated) -> f64| simulated.iter().map(of).sum::<f64>();
+        let (seconds, joules) = (total(|s| s.seconds), total(|s| s.joules));
+        let with_total = |of: fn(&Simulated) -> f64, total: f64, digits: usize| {
+            let cell = move |value: f64| format!("{value:.digits$}");
+            simulated.iter().map(move |s| cell(of(s))).chain([cell(total)]).collect::<Vec<_>>().into_iter()
+        };
+        table.column("µs", with_total(|s| s.seconds * 1e6, seconds * 1e6, 1));
+        table.column("µJ", with_total(|s| s.joules * 1e6, joules * 1e6, 1));
+        let share = |of: fn(&Simulated) -> f64| simulated.iter().map(move |s| format!("{:.3}", of(s)));
+        table.column("DASI", share(|s| s.utilisation).chain([String::new()]));
+        table.column("Φ", share(|s| s.thermal_yield).chain([String::new()]));
+        table.write(out)?;
+        let pressure = self.memory_pressure.map_or("does not fit".to_owned(), |cpq| format!("{cpq:.2}"));
+        writeln!(
+            out,
+            "\nsimulated on {device} (proxy, tier C or B); CPQ of its memory under the weights: {pressure}"
+        )
     }
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::commands::bench::runner::{Runner, Test};
-use crate::error::{Error, Result};
-use crate::nvml::NvmlCounter;
+use crate::error::Result;
+use crate::meters::{NvmlCounter, Window};
 use crate::table::Table;
 
 /// What a test took.
@@ -41,9 +41,9 @@ impl Energy {
     /// With the counter of this GPU.
     ///
     /// # Errors
-    /// [`Error::Failed`] says why there is none.
+    /// Says why there is none.
     pub fn open(pci: &str, name: &str, window: Duration) -> Result<Self> {
-        Ok(Self { counter: NvmlCounter::open(pci, name).map_err(Error::Failed)?, window })
+        Ok(Self { counter: NvmlCounter::open(pci, name)?, window })
     }
 
     /// How long a test takes.
@@ -52,21 +52,26 @@ impl Energy {
     }
 
     /// Watts while nothing runs.
-    pub fn idle(&self) -> Result<f64> {
-        let ((), watts) = self.counter.watts(|| std::thread::sleep(self.window));
-        watts.map_err(Error::Failed)
+    pub fn idle(&mut self) -> Result<f64> {
+        let window = self.window;
+        let sleep = || {
+            std::thread::sleep(window);
+            Ok(())
+        };
+        Ok(Window::during(&mut self.counter, sleep)?.1?.watts())
     }
 
     /// A test's line.
-    pub fn line(&self, shape: &str, runner: &mut Runner, test: &Test, idle_watts: f64) -> Result<Line> {
-        let (rates, watts) = self.counter.watts(|| -> Result<Vec<f64>> {
+    pub fn line(&mut self, shape: &str, runner: &mut Runner, test: &Test, idle_watts: f64) -> Result<Line> {
+        let window = self.window;
+        let (rates, counted) = Window::during(&mut self.counter, || {
             let (started, mut rates) = (Instant::now(), Vec::new());
-            while started.elapsed() < self.window {
+            while started.elapsed() < window {
                 rates.push(runner.rate(test)?);
             }
             Ok(rates)
-        });
-        let (rates, watts) = (rates?, watts.map_err(Error::Failed)?);
+        })?;
+        let watts = counted?.watts();
         let tokens_per_second = rates.iter().sum::<f64>() / rates.len().max(1) as f64;
         Ok(Line {
             shape: shape.to_owned(),

@@ -27,6 +27,7 @@ use super::bench::runner::Settings;
 use crate::common::{Backend, Common, Precision};
 use crate::devices::{self, Gpu};
 use crate::error::{Error, Result};
+use crate::fit::{self, Fit};
 use crate::layers::Layers;
 use crate::progress::Progress;
 
@@ -61,9 +62,9 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         Ceilings::open()?
     };
     suite.describe(&mut ceilings, out)?;
-    let energy = suite.energy(&ceilings);
+    let mut energy = suite.energy(&ceilings);
     for (index, shape) in suite.shapes.clone().iter().enumerate() {
-        let energy = energy.as_ref().filter(|_| index < JOULES);
+        let energy = energy.as_mut().filter(|_| index < JOULES);
         suite.shape(shape, &mut ceilings, energy, out)?;
     }
     suite.finish(&ceilings, out)
@@ -83,6 +84,7 @@ struct Suite<'a> {
     tables: Vec<u8>,
     kernels: Vec<kernels::Line>,
     joules: Vec<energy::Line>,
+    windows: Vec<fit::Measured>,
 }
 
 impl<'a> Suite<'a> {
@@ -120,8 +122,8 @@ impl<'a> Suite<'a> {
             format!("`wattle {}` (version {})", command.join(" "), env!("CARGO_PKG_VERSION")),
         ];
         let scope = scope(args.quick, quant, common.thread_count());
-        let (tables, kernels, joules) = Default::default();
-        Ok(Self { args, options, scope, shapes, budget, records, facts, tables, kernels, joules })
+        let (tables, kernels, joules, windows) = Default::default();
+        Ok(Self { args, options, scope, shapes, budget, records, facts, tables, kernels, joules, windows })
     }
 
     /// Stops the run unless the kernels are right on this device, and rows do not notice each other.
@@ -176,7 +178,7 @@ impl<'a> Suite<'a> {
         &mut self,
         shape: &str,
         ceilings: &mut Ceilings,
-        energy: Option<&Energy>,
+        energy: Option<&mut Energy>,
         out: &mut dyn Write,
     ) -> Result<()> {
         let measured = {
@@ -196,6 +198,7 @@ impl<'a> Suite<'a> {
         }
         self.kernels.extend(measured.kernels);
         self.joules.extend(measured.energy);
+        self.windows.extend(measured.windows);
         Ok(())
     }
 
@@ -216,12 +219,30 @@ impl<'a> Suite<'a> {
             let mut text = b"Joules, by NVML's counter of the whole board:\n\n".to_vec();
             energy::table(&self.joules).write(&mut text)?;
             self.table(&text, out)?;
+            self.fit(out)?;
         }
         for left_out in self.budget.left_out().to_vec() {
             self.fact(format!("left out: {left_out}"), out)?;
         }
         let tables = String::from_utf8_lossy(&self.tables);
         self.records.readme(&ceilings.info().name, &self.facts, &tables)
+    }
+
+    /// Fits the proxy to the steps whose joules were counted, and holds each out in turn.
+    fn fit(&mut self, out: &mut dyn Write) -> Result<()> {
+        self.records.csv("windows", "steps and their joules above idle, for `energy fit`", &self.windows)?;
+        let fit = Fit::of(&self.windows.iter().collect::<Vec<_>>());
+        match fit.and_then(|fit| Ok((fit, fit::validate(&self.windows)?))) {
+            Ok((fit, validation)) => {
+                let mut text = format!("The proxy fitted to these steps: {fit}.\n\n").into_bytes();
+                validation.table().write(&mut text)?;
+                self.table(&text, out)
+            }
+            Err(error) => {
+                self.budget.leave_out("the proxy's fit", error);
+                Ok(())
+            }
+        }
     }
 
     /// Notes and prints one line.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use wattle_engine::EngineOptions;
 use wattle_engine::model::{Model, Quant};
 use wattle_engine::plan::Plan;
-use wattle_policy::StepShape;
+use wattle_policy::{CostSource, OpCost, StepShape};
 
 use super::budget::Budget;
 use super::ceilings::Ceilings;
@@ -15,6 +15,7 @@ use super::kernels::{self, Timed};
 use crate::commands::bench::record::Line;
 use crate::commands::bench::runner::{Runner, Settings, Test};
 use crate::error::{Error, Result};
+use crate::fit;
 use crate::layers::Layers;
 
 /// What is measured of every shape.
@@ -39,6 +40,8 @@ pub(super) struct Measured {
     pub lines: Vec<Line>,
     pub kernels: Vec<kernels::Line>,
     pub energy: Vec<energy::Line>,
+    /// The same as work and its joules, for a fit.
+    pub windows: Vec<fit::Measured>,
 }
 
 /// Measures a shape.
@@ -48,7 +51,7 @@ pub(super) struct Bench<'a> {
     pub ceilings: &'a mut Ceilings,
     pub budget: &'a mut Budget,
     /// Where joules are wanted, and can be counted.
-    pub energy: Option<&'a Energy>,
+    pub energy: Option<&'a mut Energy>,
     pub measured: Measured,
 }
 
@@ -137,10 +140,7 @@ impl Bench<'_> {
             if !self.budget.has(self.scope.line, &name) {
                 continue;
             }
-            let timed = match paths {
-                Some(paths) => runner.decode_step(test.adapters, paths),
-                None => Ok(self.prompt_step(runner, rank)),
-            };
+            let timed = self.step(runner, &Test { paths, ..test }, rank);
             let test = if paths.is_some() { "decode" } else { "prompt" };
             let lines = timed.and_then(|(plan, step)| {
                 let timed = Timed { shape: self.shape, test, rank, plan, step };
@@ -148,6 +148,24 @@ impl Bench<'_> {
             });
             let lines = self.noted(&name, lines);
             self.measured.kernels.extend(lines.into_iter().flatten());
+        }
+    }
+
+    /// A step of a test as a window of the proxy: what it costs, how long it takes, and its joules.
+    fn window(&self, runner: &Runner, test: &Test, line: &energy::Line) -> Result<fit::Measured> {
+        let (plan, step) = self.step(runner, test, line.rank)?;
+        let cost: OpCost = (0..plan.ops.len()).map(|op| plan.cost(op, &step)).sum();
+        let rows = step.rows.len() as f64;
+        let name = format!("{} {} {}", line.shape, describe(test), line.rank);
+        let joules = rows * line.joules_per_token_above_idle;
+        Ok(fit::Measured::new(&name, &cost, rows / line.tokens_per_second, joules))
+    }
+
+    /// A step of a test, with the plan that it runs.
+    fn step(&self, runner: &Runner, test: &Test, rank: u32) -> Result<(Arc<Plan>, StepShape)> {
+        match test.paths {
+            Some(paths) => runner.decode_step(test.adapters, paths),
+            None => Ok(self.prompt_step(runner, rank)),
         }
     }
 
@@ -162,10 +180,15 @@ impl Bench<'_> {
 
     /// Joules of the fewest paths, of the most, and of a prompt.
     fn joules(&mut self, runner: &mut Runner, rank: u32, tests: &[Test]) {
-        let Some(energy) = self.energy.filter(|_| rank <= self.scope.ranks.first().copied().unwrap_or(0))
-        else {
+        if rank > self.scope.ranks.first().copied().unwrap_or(0) {
             return;
-        };
+        }
+        let Some(energy) = self.energy.take() else { return };
+        self.joules_by(energy, runner, rank, tests);
+        self.energy = Some(energy);
+    }
+
+    fn joules_by(&mut self, energy: &mut Energy, runner: &mut Runner, rank: u32, tests: &[Test]) {
         let ends = [self.scope.paths.iter().min(), self.scope.paths.iter().max()].map(|paths| paths.copied());
         let chosen: Vec<Test> =
             tests.iter().filter(|test| test.paths.is_none() || ends.contains(&test.paths)).copied().collect();
@@ -178,8 +201,11 @@ impl Bench<'_> {
         let Some(idle) = self.noted(&what, idle) else { return };
         for test in &chosen {
             let line = energy.line(self.shape, runner, test, idle);
-            let line = self.noted(&what, line);
-            self.measured.energy.extend(line);
+            let Some(line) = self.noted(&what, line) else { continue };
+            let window = self.window(runner, test, &line);
+            let window = self.noted(&what, window);
+            self.measured.windows.extend(window);
+            self.measured.energy.push(line);
         }
     }
 
