@@ -241,9 +241,8 @@ fn solve<const N: usize>(gram: &[[f64; N]; N], right: &[f64; N], free: &[bool; N
         r.swap(i, pivot);
         for k in i + 1..N {
             let factor = m[k][i] / m[i][i];
-            for j in i..N {
-                m[k][j] -= factor * m[i][j];
-            }
+            let pivot = m[i];
+            m[k].iter_mut().zip(pivot).skip(i).for_each(|(value, above)| *value -= factor * above);
             r[k] -= factor * r[i];
         }
     }

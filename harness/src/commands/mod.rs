@@ -28,7 +28,7 @@ pub(crate) use policy::{Scenario, TrainArgs, write_rows};
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Continue a prompt; without one, solve a word problem with the shipped model and adapter
-    Generate(generate::Args),
+    Generate(Box<generate::Args>),
     /// Write the logits after each position of a prompt to a safetensors file
     Logits(logits::Args),
     /// Print the token ids of a text
