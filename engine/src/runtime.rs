@@ -250,11 +250,6 @@ impl Runtime {
         ticket
     }
 
-    /// Runs a part of the plan without LoRA.
-    pub fn run_base(&mut self, step: &Step, doors: &Doors) -> Result<()> {
-        self.backend.run(self.base.handle, step, doors).map(drop)
-    }
-
     /// Waits for a step.
     pub fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
         let number = ticket.0;

@@ -1,12 +1,14 @@
 //! Single ops of a plan, repeated while a counter counts.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wattle_engine::backend::{Doors, Step};
+use wattle_engine::backend::{Backend, Capacity, Doors, PlanHandle, Step, create};
+use wattle_engine::cache::pages_for;
 use wattle_engine::model::{Dtype, Model};
-use wattle_engine::plan::Plan;
-use wattle_engine::{Engine, EngineOptions, Row, Sample};
+use wattle_engine::plan::{LoraCapacity, Plan};
+use wattle_engine::{BackendChoice, EngineOptions, Row, Sample, compile};
 use wattle_policy::{CostSource, StepShape};
 
 use crate::common::Common;
@@ -44,8 +46,7 @@ pub(crate) fn of_shape(
     let model = common.quantized(Model::random(shape, Dtype::Bf16, 0)?)?;
     let most = rows.iter().copied().max().unwrap_or(1) as usize;
     let options = EngineOptions { sequences: most, rows: most, ..common.engine_options() };
-    let mut engine = Engine::from_model(model, options)?;
-    let plan = std::sync::Arc::clone(engine.plan());
+    let Alone { mut backend, handle, plan } = Alone::new(&model, &options)?;
     let ops = ops(&plan);
     let progress = Progress::bar(shape.to_owned(), ops.len() * rows.len());
     let mut windows = Vec::new();
@@ -54,7 +55,7 @@ pub(crate) fn of_shape(
         for &index in &ops {
             let doors =
                 Doors { range: index..index + 1, import: imports(&plan, index, rows), taps: Vec::new() };
-            let mut work = || Ok(engine.run_ops(&step, &doors)?);
+            let mut work = || Ok(backend.run(handle, &step, &doors).map(drop)?);
             let (window, rate) = Window::amplify(counter, &mut clock(), &mut work)?;
             let op = &plan.ops[index];
             let cost = plan.cost(index, &shape);
@@ -63,6 +64,26 @@ pub(crate) fn of_shape(
         }
     }
     Ok(windows)
+}
+
+/// The plan of a model without LoRA, on a backend of its own: its pages are nobody else's.
+struct Alone {
+    backend: Box<dyn Backend>,
+    handle: PlanHandle,
+    plan: Arc<Plan>,
+}
+
+impl Alone {
+    /// With room for a token at [`DEPTH`] of every sequence.
+    fn new(model: &Model, options: &EngineOptions) -> Result<Self> {
+        let (sequences, rows, context) = (options.sequences, options.rows, DEPTH as usize + 1);
+        let pages = sequences * pages_for(context);
+        let mut backend = create(options, Capacity { sequences, context, pages, rows, samples: rows })?;
+        let choice = if backend.kind() == "cpu" { BackendChoice::Cpu } else { BackendChoice::Gpu };
+        let options = EngineOptions { backend: choice, ..options.clone() };
+        let plan = Arc::new(compile(model, &options, LoraCapacity::default()).0);
+        Ok(Self { handle: backend.prepare(&plan)?, backend, plan })
+    }
 }
 
 /// The first op of every kernel and output width: layers are alike.
@@ -94,23 +115,22 @@ fn step(rows: u32) -> Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wattle_engine::BackendChoice;
 
     #[test]
     fn every_kernel_of_a_plan_runs_by_itself() {
         let model = Model::random("tiny", Dtype::Bf16, 0).unwrap();
         let options =
             EngineOptions { backend: BackendChoice::Cpu, sequences: 3, rows: 3, ..EngineOptions::default() };
-        let mut engine = Engine::from_model(model, options).unwrap();
-        let plan = std::sync::Arc::clone(engine.plan());
+        let Alone { mut backend, handle, plan } = Alone::new(&model, &options).unwrap();
         let ops = ops(&plan);
         let kernels: BTreeSet<_> = ops.iter().map(|&index| plan.ops[index].kind.kernel()).collect();
         let all: BTreeSet<_> = plan.ops.iter().map(|op| op.kind.kernel()).collect();
         assert_eq!(kernels, all);
         for index in ops {
             let doors = Doors { range: index..index + 1, import: imports(&plan, index, 3), taps: Vec::new() };
-            engine
-                .run_ops(&step(3), &doors)
+            backend
+                .run(handle, &step(3), &doors)
+                .map(drop)
                 .unwrap_or_else(|error| panic!("{}: {error}", plan.ops[index].name));
         }
     }

@@ -175,6 +175,12 @@ pub trait CostSource {
 
     /// The cost of op `index` in a step of this shape; zero for an index past the end.
     fn cost(&self, index: usize, shape: &StepShape) -> OpCost;
+
+    /// The layer whose LoRA mask op `index` depends on; `None` where it depends on no layer's. An op may carry what the
+    /// next layer needs, so that its name does not always tell.
+    fn mask_layer(&self, index: usize) -> Option<u32> {
+        self.op_names().get(index).and_then(|name| layer_of(name))
+    }
 }
 
 /// The layer that an op of this name belongs to: names in layer 3 begin with `layers.3.`.

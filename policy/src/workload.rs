@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::layer_of;
 use crate::{CostSource, OpCost, Profile, Roofline, StepShape};
 
 /// Rows of a prompt that run in one step.
@@ -118,8 +117,12 @@ pub fn all_layers(layers: usize) -> u128 {
 
 /// The ops of a plan over an inference, without LoRA and with LoRA in the layers `on`.
 fn ops(source: &dyn CostSource, inference: &Inference, on: u128) -> Vec<OpWork> {
-    let named = |name: &str| OpWork { name: name.to_owned(), layer: layer_of(name), ..OpWork::default() };
-    let mut ops: Vec<OpWork> = source.op_names().into_iter().map(named).collect();
+    let work = |(index, name): (usize, &str)| OpWork {
+        name: name.to_owned(),
+        layer: source.mask_layer(index),
+        ..OpWork::default()
+    };
+    let mut ops: Vec<OpWork> = source.op_names().into_iter().enumerate().map(work).collect();
     for (phase, shape) in steps(inference) {
         let lora = phase == Phase::Decode || inference.lora_on_prompt;
         let with = |layers: u128| {

@@ -16,7 +16,7 @@ use wattle_policy::LoraPolicy;
 use wattle_shaders::{GATED, LONG_ROPE, Row, Sample};
 
 use crate::adapter::Residency;
-use crate::backend::{Backend, Doors, Step};
+use crate::backend::{Backend, Step};
 use crate::cache::Room;
 use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Generation};
@@ -157,14 +157,6 @@ impl Engine {
     /// The steps that were run since the last call, if [`EngineOptions::keep_steps`] says so.
     pub fn take_steps(&mut self) -> Vec<RanStep> {
         self.runtime.steps.as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
-    /// Runs ops of the plan without LoRA by themselves, with the tensors that they read: for measuring them.
-    ///
-    /// # Errors
-    /// Those of [`Backend::run`].
-    pub fn run_ops(&mut self, step: &Step, doors: &Doors) -> Result<()> {
-        self.runtime.run_base(step, doors)
     }
 
     /// The device underneath, for timings, memory and counters.

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wattle_policy::{CostSource, OpCost, RowShape, StepShape};
+use wattle_policy::{CostSource, OpCost, RowShape, StepShape, layer_of};
+use wattle_shaders::OUTSIDE_LAYERS;
 
 use super::accesses::vectors;
 use super::{Extent, Op, OpKind, Plan, Project, Site};
@@ -20,6 +21,12 @@ impl CostSource for Plan {
 
     fn cost(&self, index: usize, shape: &StepShape) -> OpCost {
         self.ops.get(index).map(|op| Coster::new(self, op, shape).cost()).unwrap_or_default()
+    }
+
+    fn mask_layer(&self, index: usize) -> Option<u32> {
+        let op = self.ops.get(index)?;
+        let layer = op.sites().next().map_or_else(|| layer_of(&op.name), |site| Some(site.layer));
+        layer.filter(|&layer| layer != OUTSIDE_LAYERS)
     }
 }
 

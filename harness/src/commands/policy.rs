@@ -11,7 +11,7 @@ use wattle_policy::{Grid, Profile};
 
 use super::write_json;
 use crate::common::Common;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::scores::{self, Row};
 use crate::shipped;
 use crate::simulated;
@@ -201,7 +201,7 @@ fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<()> {
 #[cfg(not(feature = "training"))]
 fn train(_: &TrainArgs, _: &mut dyn Write) -> Result<()> {
     let reason = "this build cannot train; build with `--features training`";
-    Err(Error::Failed(format!("policy train: {reason}")))
+    Err(crate::error::Error::Failed(format!("policy train: {reason}")))
 }
 
 /// The policy of these options: the shipped one lies beside the shipped model.
