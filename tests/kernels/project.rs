@@ -176,8 +176,8 @@ fn normed(inputs: usize, outputs: usize, n: usize, format: impl Into<Format>) ->
     if n.is_multiple_of(2) {
         return finish(name, plan, step(rows(n, random), 0, 1), vec![x]);
     }
-    // Of many rows, more rank rows than a tile has outputs.
-    let site = of_rank(&site(inputs, &[7, 2, 3]), if n > 64 { 40 } else { 6 });
+    // Of many rows, more rank rows than the small tiles have outputs.
+    let site = of_rank(&site(inputs, &[7, 2, 3]), if n > 64 { 12 } else { 6 });
     let (slots, step) = (slots(&site, random), step(lora_rows(n, random), 0, 1));
     Case { slots, ..finish(format!("{name}, carrying"), carrying(plan, &site), step, vec![x]) }
 }

@@ -1,6 +1,6 @@
 //! A plan with everything that its steps need: steps only bind and dispatch.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use wattle_shaders::params;
 
@@ -17,15 +17,31 @@ type Place = (u64, Option<std::num::NonZeroU64>);
 
 /// A launch, ready to be dispatched.
 pub(super) struct Dispatch {
-    /// Ascending: up to so many lines, this tile; one entry where the grid has no tiles.
-    pub pipelines: Vec<(u32, Tile, wgpu::ComputePipeline)>,
+    /// By ascending lines; one where the grid has no tiles.
+    pub variants: Vec<Variant>,
     pub bindings: wgpu::BindGroup,
     pub launch: Launch,
 }
 
+/// How a launch runs with up to so many lines. Its pipeline is made when a step first needs it: most engines never see
+/// most widths, and compilers take seconds and megabytes.
+pub(super) struct Variant {
+    upto: u32,
+    tile: Tile,
+    constants: Vec<Constant>,
+    pipeline: OnceLock<wgpu::ComputePipeline>,
+}
+
+impl Variant {
+    fn new(upto: u32, tile: Tile, constants: Vec<Constant>) -> Self {
+        Self { upto, tile, constants, pipeline: OnceLock::new() }
+    }
+}
+
 impl Dispatch {
-    /// The pipeline and the workgroups for a step of so many chunks. Every pipeline sums in the same order.
-    pub fn of(&self, step: &Step, chunks: u32) -> (&wgpu::ComputePipeline, u64) {
+    /// The pipeline and the workgroups for a step of so many chunks; `None` if there is nothing to do. Every pipeline
+    /// sums in the same order.
+    pub fn of(&self, gpu: &Gpu, step: &Step, chunks: u32) -> Option<(&wgpu::ComputePipeline, u64)> {
         let all = validate::lines(self.launch.extent, step);
         let lines = match (self.launch.class, self.launch.extent) {
             (None, _) | (Some(Class::Generated), Extent::Samples) => all,
@@ -33,9 +49,11 @@ impl Dispatch {
             (Some(Class::Prompt), Extent::Samples) => 0,
             (Some(Class::Prompt), Extent::Rows) => all - step.generated(),
         };
-        let enough = self.pipelines.partition_point(|&(upto, _, _)| (upto as usize) < lines);
-        let (_, tile, pipeline) = &self.pipelines[enough.min(self.pipelines.len() - 1)];
-        (pipeline, self.launch.grid.workgroups(lines as u64, *tile, u64::from(chunks)))
+        let enough = self.variants.partition_point(|variant| (variant.upto as usize) < lines);
+        let variant = self.variants.get(enough).or(self.variants.last())?;
+        let groups = self.launch.grid.workgroups(lines as u64, variant.tile, u64::from(chunks));
+        let make = || gpu.pipelines.pipeline(gpu, &self.launch, &variant.constants);
+        (groups > 0).then(|| (variant.pipeline.get_or_init(make), groups))
     }
 }
 
@@ -128,7 +146,7 @@ pub(super) fn dispatches(
             layout: &gpu.pipelines.bindings(gpu, launch),
             entries: &entries,
         });
-        Dispatch { pipelines: pipelines(gpu, launch, capacity), bindings, launch: launch.clone() }
+        Dispatch { variants: variants(gpu, launch, capacity), bindings, launch: launch.clone() }
     };
     let all = launches.iter().zip(places).map(|(op, places)| op.iter().zip(places).map(dispatch).collect());
     let all = all.collect();
@@ -136,29 +154,23 @@ pub(super) fn dispatches(
     Ok(all)
 }
 
-/// The pipelines of a launch, as far as steps of this capacity use them: up to how many lines each is taken.
-pub(super) fn pipelines(
-    gpu: &Gpu,
-    launch: &Launch,
-    capacity: Capacity,
-) -> Vec<(u32, Tile, wgpu::ComputePipeline)> {
+/// How a launch runs, as far as steps of this capacity need it.
+pub(super) fn variants(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<Variant> {
     let lines = match (launch.extent, launch.class) {
         // One row per sequence is generated in a step; more take several workgroups each.
         (Extent::Rows, Some(Class::Generated)) => capacity.sequences,
         (Extent::Rows, _) => capacity.rows,
         (Extent::Samples, _) => capacity.samples,
     };
-    let made = |upto: u32, tile: Tile, constants: &[Constant]| {
-        (upto, tile, gpu.pipelines.pipeline(gpu, launch, constants))
-    };
     match (launch.grid, launch.shape(false)) {
         (_, Some(shape)) => {
             let tiles = gpu.table().tiles(shape, lines);
-            tiles.into_iter().map(|(upto, tile)| made(upto, tile, &tile.constants())).collect()
+            tiles.into_iter().map(|(upto, tile)| Variant::new(upto, tile, tile.constants())).collect()
         }
         (Grid::Blocks { .. }, _) => {
-            columns(lines).into_iter().map(|(upto, tile)| made(upto, tile, &[("0", tile.rows)])).collect()
+            let of_width = |(upto, tile): (u32, Tile)| Variant::new(upto, tile, vec![("0", tile.rows)]);
+            columns(lines).into_iter().map(of_width).collect()
         }
-        _ => vec![made(u32::MAX, Tile::ONE, &launch.constants)],
+        _ => vec![Variant::new(u32::MAX, Tile::ONE, launch.constants.clone())],
     }
 }

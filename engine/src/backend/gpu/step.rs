@@ -197,10 +197,7 @@ impl GpuBackend {
                 stamps.write(&mut pass, index);
             }
             for dispatch in op {
-                let (pipeline, groups) = dispatch.of(step, chunks);
-                if groups == 0 {
-                    continue;
-                }
+                let Some((pipeline, groups)) = dispatch.of(&self.gpu, step, chunks) else { continue };
                 let [x, y, z] = self.fold(groups)?;
                 pass.set_pipeline(pipeline);
                 if closes.replace(dispatch.launch.closes) != Some(dispatch.launch.closes) {

@@ -11,7 +11,7 @@ use wattle_shaders::Row;
 use super::GpuBackend;
 use super::device::{DeviceInfo, Mapped};
 use super::launch::Launch;
-use super::prepared::{Dispatch, pipelines};
+use super::prepared::{Dispatch, variants};
 use super::tiles::{FEW, Shape, Tile};
 use super::timing::Stamps;
 use crate::backend::Step;
@@ -118,7 +118,7 @@ impl GpuBackend {
         for plan in &mut self.plans {
             let capacity = plan.limits.capacity;
             for dispatch in plan.ops.iter_mut().flatten() {
-                dispatch.pipelines = pipelines(&self.gpu, &dispatch.launch, capacity);
+                dispatch.variants = variants(&self.gpu, &dispatch.launch, capacity);
             }
         }
         if let Some(file) = &self.tuning {
