@@ -58,7 +58,7 @@ fn batch(features: usize) -> Vec<Transition> {
     let mut random = Random(5);
     let step = |i: usize| Transition {
         features: (0..features).map(|_| random.normal() as f32).collect(),
-        mask: vec![true, true, i % 2 == 0, true, true],
+        mask: vec![true, true, i.is_multiple_of(2), true, true],
         action: vec![i % 2, (i / 2) % 2],
         log_probability: [-1.0, -1.6, -1.2][i % 3],
         value: 0.1,
