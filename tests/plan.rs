@@ -10,7 +10,7 @@ use common::{Expected, error, fixtures, gpu_required, options};
 use wattle_engine::adapter::{Adapter, Factors};
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
-use wattle_engine::model::{Dtype, Model, Quant};
+use wattle_engine::model::{Model, Quant};
 use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, KvType, LayerMask, Precision, Row, Sample};
 use wattle_policy::{CostSource, OpCost, Prefix, RowShape, StepShape};
@@ -397,34 +397,4 @@ fn an_op_has_lora_of_one_layer_only() {
             assert!(plan.ops.iter().any(|op| op.sites().next().is_some()));
         }
     }
-}
-
-#[test]
-fn a_model_without_weights_costs_what_one_with_weights_costs() {
-    let shape = StepShape::prefill(5, 3).with_adapter(4);
-    for (name, quant) in [("tiny", Some(Quant::Q4_0)), ("tiny", Some(Quant::Int8)), ("tiny", None)] {
-        let random = Model::random(name, Dtype::F16, 0).expect("a shape");
-        let random =
-            quant.map_or(Ok(random.clone()), |quant| random.quantized(quant)).expect("finite weights");
-        let blank = Model::blank(name, quant).expect("a shape");
-        let [random, blank] = [random, blank].map(|model| plan::build(&model.spec, &model.weights, LORA));
-        let costs = |plan: &Plan| (0..plan.ops.len()).map(|i| plan.cost(i, &shape)).collect::<Vec<_>>();
-        assert_eq!(ops(&random), ops(&blank));
-        assert_eq!(costs(&random), costs(&blank), "{name} {quant:?}");
-    }
-    assert!(Model::blank("nothing", None).is_err());
-}
-
-#[test]
-fn a_widened_model_has_the_same_numbers_in_more_bytes() {
-    let half = Model::random("tiny", Dtype::F16, 3).expect("a shape");
-    let wide = half.widened().expect("memory");
-    let [half_q, wide_q] = [&half, &wide].map(|model| &model.weights.layers[1].q.weight);
-    assert_eq!(wide_q.bytes(), 2 * half_q.bytes());
-    let logits = |model: Model| {
-        let options = EngineOptions { backend: BackendChoice::Cpu, ..EngineOptions::default() };
-        let mut engine = wattle_engine::Engine::from_model(model, options).expect("an engine");
-        engine.logits(&[1, 2, 3], &wattle_engine::Lora::BASE).expect("logits")
-    };
-    assert_eq!(logits(half), logits(wide));
 }
