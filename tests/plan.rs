@@ -271,6 +271,18 @@ fn costs_add_up() {
     assert_eq!(plan.cost(usize::MAX, &one), OpCost::default());
 }
 
+/// The plain twins, which can count.
+fn twins() -> CpuBackend {
+    let options = CpuOptions {
+        mode: Mode::Plain,
+        precision: Precision::Exact,
+        threads: Some(1),
+        limits: Limits::default(),
+        capacity: CAPACITY,
+    };
+    CpuBackend::new(options).expect("a backend")
+}
+
 /// The shape of [`step`], with the ranks of slot 0.
 fn shape(step: &Step, rank: u32) -> StepShape {
     let row = |(index, row): (usize, &Row)| RowShape {
@@ -312,14 +324,7 @@ fn costs_are_what_counting_views_of_the_twins_count() {
         let dense = load(name);
         let model = quant.map_or(Ok(dense.clone()), |quant| dense.quantized(quant)).expect("finite weights");
         let plain = plan::build(&model.spec, &model.weights, LoraCapacity { outside: false, ..LORA });
-        let mut backend = CpuBackend::new(CpuOptions {
-            mode: Mode::Plain,
-            precision: Precision::Exact,
-            threads: Some(1),
-            limits: Limits::default(),
-            capacity: CAPACITY,
-        })
-        .expect("a backend");
+        let mut backend = twins();
         let (mut rank, mut factors) = (0, Factors::default());
         if let Some(adapter) = adapter {
             let adapter =
@@ -353,14 +358,7 @@ fn shared_positions_cost_their_bytes_once() {
     for store in [KvType::F32, KvType::F16, KvType::Q8] {
         let plain = plan::build(&model.spec, &model.weights, LoraCapacity::default()).with_kv(store);
         let plan = Arc::new(plan::fuse(&plain, FUSE));
-        let mut backend = CpuBackend::new(CpuOptions {
-            mode: Mode::Plain,
-            precision: Precision::Exact,
-            threads: Some(1),
-            limits: Limits::default(),
-            capacity: CAPACITY,
-        })
-        .expect("a backend");
+        let mut backend = twins();
         let handle = backend.prepare(&plan).expect("the plan fits");
         backend.set_pages(1, &[0]).expect("a table");
         let rows =

@@ -89,32 +89,9 @@ fn codes(words: vec4u, i: u32, b: u32) -> vec4f {
     return vec4f(bitcast<vec4i>(words << vec4u(24u - 8u * b)) >> vec4u(24u));
 }
 
-// What is added to scale * code, code being as `code_words` has it; not for NormalFloat.
-@if(int8)
-fn offset_of(p: Panels, scale: vec4f, offsets: vec4u, quad: u32) -> vec4f {
-    switch p.offset_type {
-        case 1u: {
-            return f16s(half(offsets, quad));
-        }
-        case 2u: {
-            return -scale * vec4f((vec4u(offsets[quad % 4u]) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(255u));
-        }
-        default: {
-            @if(nibbles)
-            return -8.0 * scale;
-            @if(bytes)
-            return vec4f();
-        }
-    }
-}
-
-// The codes of columns 4 i .. 4 i + 3 of four rows, a word per row, as dot4I8Packed reads them.
-@if(int8)
-fn code_words(words: vec4u, i: u32) -> vec4u {
-    @if(nibbles)
-    return (words >> vec4u(i % 8u / 4u * 4u)) & vec4u(0x0f0f0f0fu);
-    @if(bytes)
-    return words;
+// The zeros of four rows.
+fn zeros_of(offsets: vec4u, quad: u32) -> vec4f {
+    return vec4f((vec4u(offsets[quad % 4u]) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(255u));
 }
 
 fn element(p: Panels, c: vec4f, scale: vec4f, offsets: vec4u, quad: u32) -> vec4f {
@@ -129,8 +106,7 @@ fn element(p: Panels, c: vec4f, scale: vec4f, offsets: vec4u, quad: u32) -> vec4
             return fma(scale, c, f16s(half(offsets, quad)));
         }
         case 2u: {
-            let zeros = (vec4u(offsets[quad % 4u]) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(255u);
-            return scale * (c - vec4f(zeros));
+            return scale * (c - zeros_of(offsets, quad));
         }
         default: {
             @if(nibbles)

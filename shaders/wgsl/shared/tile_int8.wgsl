@@ -2,7 +2,7 @@
 // kernels-cpu's fast precision), and what is summed in integers is scaled once per block.
 
 import package::shared::lane::Lane;
-import package::shared::panels::{Panels, code_words, offset_of, scale_of};
+import package::shared::panels::{Panels, f16s, half, scale_of, zeros_of};
 import package::shared::tile::{LANE_ROWS, MAX_LANE_ROWS, OUTPUTS, PITCH, ROWS, STEP, Sums, quad_of, row_of, x_tile};
 
 var<workgroup> w_codes: array<vec4u, OUTPUTS * 2u>;     // [four inputs, four outputs], a word per output
@@ -10,6 +10,32 @@ var<workgroup> w_scales: array<vec4f, OUTPUTS / 4u>;    // of the block
 var<workgroup> w_offsets: array<vec4f, OUTPUTS / 4u>;   // an element is scale * code + offset
 var<workgroup> x_codes: array<u32, ROWS * PITCH>;       // [rows, four inputs]
 var<workgroup> x_scales: array<vec2f, ROWS>;            // d, and d times the codes' sum
+
+// What is added to scale * code, code being as `code_words` has it; not for NormalFloat.
+fn offset_of(p: Panels, scale: vec4f, offsets: vec4u, quad: u32) -> vec4f {
+    switch p.offset_type {
+        case 1u: {
+            return f16s(half(offsets, quad));
+        }
+        case 2u: {
+            return -scale * zeros_of(offsets, quad);
+        }
+        default: {
+            @if(nibbles)
+            return -8.0 * scale;
+            @if(bytes)
+            return vec4f();
+        }
+    }
+}
+
+// The codes of columns 4 i .. 4 i + 3 of four rows, a word per row, as dot4I8Packed reads them.
+fn code_words(words: vec4u, i: u32) -> vec4u {
+    @if(nibbles)
+    return (words >> vec4u(i % 8u / 4u * 4u)) & vec4u(0x0f0f0f0fu);
+    @if(bytes)
+    return words;
+}
 
 // Puts the codes of four inputs, vec4 `source` of a row, of four outputs.
 fn put_codes(i: u32, quad: u32, words: vec4u, source: u32) {

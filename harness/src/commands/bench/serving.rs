@@ -57,13 +57,6 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         measure(&mut runner, adapted, args.repetitions, &progress, &mut lines)?;
     }
     drop(progress);
-    let quant = quant_name(runner.engine.plan());
-    let backend = runner.engine.backend();
-    for line in &mut lines {
-        line.quant.clone_from(&quant);
-        (line.backend, line.device) = (backend.kind().to_owned(), backend.device().to_owned());
-        line.threads = common.thread_count();
-    }
     match args.output {
         Output::Json => write_json(&lines, out),
         Output::Csv => super::record::write_csv(&lines, out),
@@ -133,16 +126,18 @@ fn measure(
             progress.step();
         }
     }
+    let (quant, threads) = (quant_name(runner.engine.plan()), runner.settings.threads);
+    let backend = runner.engine.backend();
     for ((what, of, bytes, _), ratios) in measures.into_iter().zip(ratios) {
         let ratio = Ratio::of(&ratios);
         let interval = ratio.and_then(|ratio| ratio.interval);
         lines.push(Line {
             what,
             of,
-            backend: String::new(),
-            device: String::new(),
-            quant: String::new(),
-            threads: 0,
+            backend: backend.kind().to_owned(),
+            device: backend.device().to_owned(),
+            quant: quant.clone(),
+            threads,
             ratio: ratio.map_or(f64::NAN, |ratio| ratio.mean),
             low: interval.map(|interval| interval[0]),
             high: interval.map(|interval| interval[1]),
