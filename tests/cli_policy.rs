@@ -15,7 +15,7 @@ fn shipped() -> String {
 #[test]
 fn the_shipped_policy_is_shown_and_scored() {
     let shown = json(&["policy", "show", "--json"]);
-    assert_eq!((&shown["format"], &shown["scheme"]["action"]), (&Value::from(1), &Value::from("count")));
+    assert_eq!((&shown["format"], &shown["scheme"]["action"]), (&Value::from(2), &Value::from("count")));
     assert!(
         stdout(&["policy", "show"]).contains("sprout") && stdout(&["policy", "show"]).contains("a stand-in")
     );
@@ -24,22 +24,17 @@ fn the_shipped_policy_is_shown_and_scored() {
     let rows = rows.as_array().expect("rows");
     // Four devices; four models with three tasks each, and the shipped one with its own.
     assert_eq!(rows.len(), 4 * (4 * 3 + 1));
-    let mut near = 0;
     for row in rows {
         let reward = |who: &str| row[format!("{who}_reward")].as_f64().expect(who);
         let (oracle, worst, policy) = (reward("oracle"), reward("worst"), reward("policy"));
         assert!(oracle >= policy && policy >= worst && oracle >= reward("always_max"), "{row}");
-        // What it was trained for: near the best, and never worse than the fewest layers. The aim is 3 % in every cell;
-        // this policy misses it in three, where one situation in sixty lies beyond a gate that it does not see.
-        let regret = oracle - policy;
-        near += usize::from(regret <= 0.03 * (oracle - worst));
-        assert!(regret <= 0.06 * (oracle - worst), "{row}");
+        // What it was trained for: near the best, and never worse than the fewest layers.
+        assert!(oracle - policy <= 0.03 * (oracle - worst), "{row}");
         assert!(policy >= reward("always_min") - 1e-9 && reward("random") >= worst, "{row}");
         for key in ["layers", "inf_per_j", "operational_mg", "embodied_mg"] {
             assert!(row[key].as_f64() > Some(0.0), "{key}: {row}");
         }
     }
-    assert!(near >= 49, "{near} cells of 52 within 3 %");
     assert!(stdout(&["policy", "devices"]).contains("smartwatch"));
     assert!(stdout(&["policy", "devices", "tablet"]).contains("assumed: "));
 }
@@ -116,6 +111,29 @@ fn a_training_repeats_bit_for_bit() {
     assert!(stdout(&["policy", "show", &file]).contains("measured"));
     let unknown = message(&["policy", "train", "--out", "x", "--models", "nothing"], 1);
     assert!(unknown.contains("nothing"), "{unknown}");
+}
+
+#[cfg(feature = "training")]
+#[test]
+fn ranks_are_choices_where_there_are_several() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("ranks").to_str().expect("UTF-8").to_owned();
+    let train =
+        ["policy", "train", "--devices", "tablet", "--models", "gpt2", "--steps", "64", "--out", &file];
+    let rows = json(&[&train[..], &["--ranks", "4,16", "--json"]].concat())["rows"].clone();
+    assert_eq!(rows.as_array().map(Vec::len), Some(3));
+    let scheme = json(&["policy", "show", &file, "--json"])["scheme"].clone();
+    let adapters: Vec<_> =
+        ["rank", "alpha"].map(|key| [0, 1].map(|i| scheme["adapters"][i][key].as_f64())).into();
+    assert_eq!(adapters, [[Some(4.0), Some(16.0)], [Some(8.0), Some(32.0)]]);
+    // Scored in the world that it was made for, from its file.
+    assert_eq!(json(&["policy", "table", "--policy", &file, "--json"])["rows"], rows);
+    let args = ["policy", "train", "--out", &file, "--ranks"];
+    for (ranks, models, says) in [("4,4", "gpt2", "twice"), ("0", "gpt2", "256"), ("4,8", "sprout", "sprout")]
+    {
+        let refused = message(&[&args[..], &[ranks, "--models", models]].concat(), 1);
+        assert!(refused.contains("--ranks") && refused.contains(says), "{refused}");
+    }
 }
 
 #[cfg(not(feature = "training"))]

@@ -26,6 +26,7 @@ mod session;
 mod shipped;
 mod simulated;
 mod soak;
+mod study;
 mod table;
 mod tasks;
 #[cfg(feature = "training")]

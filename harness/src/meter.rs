@@ -81,7 +81,7 @@ impl Ratio {
 }
 
 /// Between −t and t lie 95 % of Student's distribution with so many (at least 1) degrees of freedom.
-fn t_95(degrees: usize) -> f64 {
+pub(crate) fn t_95(degrees: usize) -> f64 {
     const FIRST: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
     // Further on three terms of its expansion (Abramowitz & Stegun 26.7.5) are exact to some ten-thousandths.
     let expansion = |n: f64| 1.959_96 + (2.372_3 + (2.822_5 + 2.555_9 / n) / n) / n;

@@ -55,6 +55,9 @@ pub(crate) struct Choices {
     pub devices: Vec<String>,
     /// Names of models; `sprout` is the shipped one.
     pub models: Vec<String>,
+    /// Ranks of the adapters to choose from; where there are several, the shipped model, which has one, is not among the
+    /// models.
+    pub ranks: Vec<u32>,
     pub action: ActionKind,
     pub rule: Rule,
 }
@@ -64,6 +67,7 @@ impl Default for Choices {
         Self {
             devices: DEVICES.map(str::to_owned).to_vec(),
             models: MODELS.iter().map(|(name, _)| (*name).to_owned()).chain(["sprout".to_owned()]).collect(),
+            ranks: vec![RANK],
             action: ActionKind::Count,
             rule: Rule::default(),
         }
@@ -124,6 +128,12 @@ impl Plans {
         Self { base, adapted, layers: model.spec.layers, weight_bytes: weight_bytes(&model.weights) }
     }
 
+    /// Of a model by its name, with weights as a device keeps them.
+    pub fn named(name: &str, sprout: &Path, kept: &str) -> Result<Self> {
+        let (model, rank, targets) = simulated_model(name, sprout, kept)?;
+        Ok(Self::new(&model, rank as usize, &targets))
+    }
+
     /// What an inference costs.
     pub fn workload(&self, inference: Inference) -> Workload {
         Workload::new(&self.base, &self.adapted, self.layers, self.weight_bytes, inference)
@@ -144,6 +154,7 @@ const RANK: u32 = 8;
 
 /// A world of simulated devices on the engine's own plans.
 pub(crate) fn world(choices: &Choices, sprout: &Path) -> Result<World> {
+    check_ranks(choices)?;
     let profiles: Vec<Profile> =
         choices.devices.iter().map(|name| crate::energy::profile(name)).collect::<Result<_>>()?;
     let mut models = Vec::new();
@@ -153,11 +164,16 @@ pub(crate) fn world(choices: &Choices, sprout: &Path) -> Result<World> {
             if costs.contains_key(&(index, kept.clone())) {
                 continue;
             }
-            let (model, rank, targets) = simulated_model(name, sprout, kept)?;
-            let plans = Plans::new(&model, rank as usize, &targets);
+            let (model, own, targets) = simulated_model(name, sprout, kept)?;
+            let ranks = if name == "sprout" { &[own][..] } else { &choices.ranks };
+            let plans: Vec<(u32, Plans)> =
+                ranks.iter().map(|&rank| (rank, Plans::new(&model, rank as usize, &targets))).collect();
             let workload = |&(prompt, new): &(u32, u32)| {
                 let lora_on_prompt = name != "sprout";
-                vec![plans.workload(Inference { prompt, new, rank, lora_on_prompt })]
+                let of = |(rank, plans): &(u32, Plans)| {
+                    plans.workload(Inference { prompt, new, rank: *rank, lora_on_prompt })
+                };
+                plans.iter().map(of).collect()
             };
             costs.insert((index, kept.clone()), LENGTHS.iter().map(workload).collect());
             if models.len() == index {
@@ -169,11 +185,34 @@ pub(crate) fn world(choices: &Choices, sprout: &Path) -> Result<World> {
     let scheme = Scheme {
         devices: profiles.iter().map(device).collect(),
         models,
-        adapters: vec![AdapterEntry { rank: RANK, alpha: 16.0, gain: 1.0 }],
+        adapters: choices.ranks.iter().map(|&rank| adapter(rank)).collect(),
         action: choices.action,
         rule: choices.rule,
     };
     Ok(World::new(scheme, profiles, &costs, TRAINED)?)
+}
+
+/// Refuses ranks that no adapter has.
+fn check_ranks(choices: &Choices) -> Result<()> {
+    let error = |reason: &str| Err(Error::value("--ranks", reason));
+    let ranks = &choices.ranks;
+    if ranks.is_empty() || ranks.len() > 16 || ranks.iter().any(|rank| !(1..=256).contains(rank)) {
+        return error("expected 1 to 16 ranks of 1 to 256");
+    }
+    if (1..ranks.len()).any(|i| ranks[..i].contains(&ranks[i])) {
+        return error("one stands there twice");
+    }
+    match ranks.len() > 1 && choices.models.iter().any(|name| name == "sprout") {
+        true => error("sprout has one adapter: name other models with --models"),
+        false => Ok(()),
+    }
+}
+
+/// An adapter of this rank with α = 2 r, as the paper's is. What another rank adds to the gain is *wattle's stand-in*: a
+/// twentieth per doubling.
+fn adapter(rank: u32) -> AdapterEntry {
+    let gain = 1.0 + 0.05 * (f64::from(rank) / f64::from(RANK)).log2();
+    AdapterEntry { rank, alpha: 2.0 * f64::from(rank), gain }
 }
 
 /// The world that a policy was made for: its targets and scores are those of its training.
@@ -184,6 +223,7 @@ pub(crate) fn world_of(scheme: &Scheme, sprout: &Path) -> Result<World> {
     let choices = Choices {
         devices: scheme.devices.iter().map(|device| device.name.clone()).collect(),
         models: scheme.models.iter().map(|model| model.name.clone()).collect(),
+        ranks: scheme.adapters.iter().map(|adapter| adapter.rank).collect(),
         action: scheme.action,
         rule: scheme.rule,
     };

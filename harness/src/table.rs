@@ -24,6 +24,11 @@ impl Table {
         self.rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell));
     }
 
+    /// All rows, the header first.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
     /// Writes it as a Markdown table.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let Some((header, rows)) = self.rows.split_first() else { return Ok(()) };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use wattle_policy::environment::{Day, Environment, Requests};
 use wattle_policy::world::{Split, World};
-use wattle_policy::{Description, METADATA, Training};
+use wattle_policy::{Description, METADATA, TrainedPolicy, Training};
 
 use crate::commands::{Scenario, TrainArgs, write_json, write_rows};
 use crate::error::{Error, Result};
@@ -36,6 +36,7 @@ pub(crate) fn run(args: &TrainArgs, out: &mut dyn Write) -> Result<()> {
     let choices = Choices {
         devices: or(&args.devices, defaults.devices),
         models: or(&args.models, defaults.models),
+        ranks: if args.ranks.is_empty() { defaults.ranks } else { args.ranks.clone() },
         action: args.action.into(),
         rule: args.rule.rule(),
     };
@@ -106,4 +107,9 @@ fn bytes<E>(trainer: &Trainer<E>, description: &Description) -> Result<Vec<u8>> 
     let text = serde_json::to_string(description).map_err(|error| Error::Failed(error.to_string()))?;
     let tensors: Vec<_> = trainer.state.parameters.policy().collect();
     serialize(&tensors, [(METADATA.to_owned(), text)].into())
+}
+
+/// The policy that was trained so far, as it decides at run time.
+pub(crate) fn policy<E>(trainer: &Trainer<E>, description: &Description) -> Result<TrainedPolicy> {
+    Ok(TrainedPolicy::from_bytes(&bytes(trainer, description)?)?)
 }

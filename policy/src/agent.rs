@@ -13,14 +13,14 @@ use crate::simulate::Outcome;
 /// The key of a file's description in its safetensors metadata.
 pub const METADATA: &str = "wattle.policy";
 /// The version of that description.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The longest file that is read \[bytes\].
 pub const MAX_LENGTH: usize = 64 << 20;
 
 /// What stands in a file beside the network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Description {
-    /// 1.
+    /// 2.
     pub format: u32,
     /// What it was made for.
     pub scheme: Scheme,
@@ -190,8 +190,8 @@ mod tests {
         let message = |bytes: &[u8]| TrainedPolicy::from_bytes(bytes).unwrap_err().to_string();
         assert!(message(b"nothing").contains("policy"));
         assert!(message(&file(&[], None)).contains(METADATA));
-        let later = Description { format: 2, ..description.clone() };
-        assert!(message(&bytes(&later)).contains("format 2"));
+        let earlier = Description { format: 1, ..description.clone() };
+        assert!(message(&bytes(&earlier)).contains("format 1"));
         let mut wider = description;
         wider.scheme.devices.push(wider.scheme.devices[0].clone());
         let good = bytes(&wider);

@@ -110,7 +110,8 @@ impl Environment for Identity {
     }
 }
 
-/// Requests that have nothing to do with each other: each is an episode of its own.
+/// Requests that have nothing to do with each other: each is an episode of its own. Half of those to train on are moved
+/// to the carbon gate.
 #[derive(Clone, Debug)]
 pub struct Requests {
     world: Arc<World>,
@@ -128,7 +129,10 @@ impl Requests {
 
     fn observation(&mut self) -> Observation {
         let cell = self.cells[self.random.below(self.cells.len())];
-        let situation = self.world.draw(cell, self.split, &mut self.random);
+        let mut situation = self.world.draw(cell, self.split, &mut self.random);
+        if self.split == Split::Train && self.random.unit() < 0.5 {
+            situation = self.world.at_the_gate(situation, &mut self.random);
+        }
         self.now = Some(situation);
         Observation { features: self.world.observe(&situation), mask: self.world.mask(cell) }
     }

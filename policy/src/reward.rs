@@ -72,6 +72,11 @@ pub struct Reward {
 }
 
 impl Rule {
+    /// The share of its target, c/c*, at which carbon closes the gate: R_c = τ at 1/τ − 1.
+    pub fn gate_share(&self) -> f64 {
+        if self.tau > 0.0 { 1.0 / self.tau - 1.0 } else { f64::INFINITY }
+    }
+
     /// The reward of an inference that scored `score` on a device whose carbon target is `target_mg`.
     pub fn reward(
         &self,

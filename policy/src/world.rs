@@ -14,6 +14,8 @@ use crate::workload::{Inference, Priced};
 
 /// c* is this much of the device's median under always-l_min.
 const TARGET: f64 = 1.25;
+/// Grids that a policy is trained on \[mg/Wh\].
+const TRAINED_GRIDS: [f64; 2] = [20.0, 800.0];
 /// Situations that the median is taken of.
 const MEDIAN_OF: usize = 400;
 
@@ -128,7 +130,7 @@ impl World {
         let (length, grid, ambient_c) = match split {
             Split::Train => (
                 random.below(self.trained),
-                (random.between(20f64.ln(), 800f64.ln())).exp(),
+                (random.between(TRAINED_GRIDS[0].ln(), TRAINED_GRIDS[1].ln())).exp(),
                 random.between(12.0, 36.0),
             ),
             Split::Test => (
@@ -146,6 +148,23 @@ impl World {
         let length = length.min(self.lengths.len() - 1);
         let conditions = Conditions { temperatures, ambient_c, battery, grid_mg_per_wh: grid };
         Situation { cell, length, conditions }
+    }
+
+    /// The same situation on the grid at which the carbon gate closes at some number of layers that the device allows, if
+    /// that is a grid to train on: in so few drawn situations does the gate lie between two numbers of layers that a policy
+    /// would hardly see what it does there (*ours*).
+    pub fn at_the_gate(&self, situation: Situation, random: &mut Random) -> Situation {
+        let [least, most] = self.range(situation.cell);
+        let count = random.between(least as f64, most as f64 + 1.0) as usize;
+        let Some(outcome) = self.outcome(&situation, self.of_count(situation.cell, count)) else {
+            return situation;
+        };
+        let share = outcome.carbon.operational_mg / self.scheme.devices[situation.cell.device].target_mg;
+        let mut moved = situation;
+        moved.conditions.grid_mg_per_wh *=
+            self.scheme.rule.gate_share() / share * random.between(0.995, 1.005);
+        let trained = TRAINED_GRIDS[0]..=TRAINED_GRIDS[1];
+        if trained.contains(&moved.conditions.grid_mg_per_wh) { moved } else { situation }
     }
 
     /// The case that a situation is.
@@ -235,6 +254,7 @@ impl World {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::reward::Rule;
     use crate::scheme::{ActionKind, tests::scheme};
     use crate::workload::tests::workload;
 
@@ -270,6 +290,34 @@ pub(crate) mod tests {
             assert_eq!(world.observe(&situation).len(), world.scheme.observation_len());
             assert!(world.observe(&situation).iter().all(|x| x.is_finite()));
         }
+    }
+
+    #[test]
+    fn at_the_gate_one_layer_more_or_less_decides() {
+        let world = world(ActionKind::Count);
+        let (cell, mut random) = (Cell { device: 0, model: 0, task: 0 }, Random(2));
+        let mut moved = 0;
+        for _ in 0..100 {
+            let drawn = world.draw(cell, Split::Train, &mut random);
+            let at = world.at_the_gate(drawn, &mut random);
+            let grid = at.conditions.grid_mg_per_wh;
+            assert!((TRAINED_GRIDS[0]..=TRAINED_GRIDS[1]).contains(&grid));
+            if grid != drawn.conditions.grid_mg_per_wh {
+                moved += 1;
+                let near = [1, 2].into_iter().any(|count| {
+                    let (outcome, _) = world.judge(&at, world.of_count(cell, count)).unwrap();
+                    let share = outcome.carbon.operational_mg / world.scheme.devices[0].target_mg;
+                    (share / world.scheme.rule.gate_share() - 1.0).abs() < 0.0051
+                });
+                assert!(near, "{at:?}");
+            }
+        }
+        assert!(moved > 50, "{moved}");
+        let open = Rule { tau: -1.0, ..Rule::default() };
+        let mut world = world;
+        world.scheme.rule = open;
+        let drawn = world.draw(cell, Split::Train, &mut random);
+        assert_eq!(world.at_the_gate(drawn, &mut random), drawn, "without a gate there is nowhere to go");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::io::Write;
 use crate::common::Common;
 use crate::error::Result;
 
-pub(crate) use policy::MeasureArgs;
+pub(crate) use policy::{MeasureArgs, rows_table};
 #[cfg(feature = "training")]
 pub(crate) use policy::{Scenario, TrainArgs, write_rows};
 
@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Policy(policy::Args),
     /// Run random requests, adapters, cancels and faults at once, and compare every result with the request's alone
     Soak(soak::Args),
+    /// Study policies, energy and carbon: JSON, a table and an HTML page with plots
+    Study(crate::study::Args),
     /// Measure prompt and decode speed
     Bench(bench::Args),
     /// Prove all kernels right on a GPU, then measure what it can do and write records
@@ -71,6 +73,7 @@ impl Command {
             Self::Quantize(args) => quantize::run(args, common, out),
             Self::Policy(args) => policy::run(args, common, out),
             Self::Soak(args) => soak::run(args, common, out),
+            Self::Study(args) => crate::study::run(args, out),
             Self::Bench(args) => bench::run(args, common, out),
             #[cfg(feature = "gpu")]
             Self::DeviceSuite(args) => device_suite::run(args, common, out),

@@ -65,6 +65,9 @@ pub(crate) struct TrainArgs {
     /// sprout]
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
     pub models: Vec<String>,
+    /// Ranks of the adapters that there are to choose from; with several the policy picks one too [default: 8]
+    #[arg(long, value_name = "R,R", value_delimiter = ',')]
+    pub ranks: Vec<u32>,
     /// Keep the training's state here, every so many updates
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,

@@ -1,0 +1,68 @@
+//! The policy against fixed choices, chance and the best there is.
+
+use std::io::Write;
+use std::path::Path;
+
+use wattle_policy::world::Split;
+
+use super::page::Page;
+use super::plot::{self, Titles};
+use super::{SIMULATED, Subject, mean_sd};
+use crate::commands::rows_table;
+use crate::error::Result;
+use crate::scores::{self, Row};
+use crate::table::Table;
+
+/// Who chooses, and what it earns.
+type Chooser = (&'static str, fn(&Row) -> f64);
+const CHOOSERS: [Chooser; 5] = [
+    ("oracle", |row| row.oracle_reward),
+    ("policy", |row| row.policy_reward),
+    ("fewest layers", |row| row.always_min_reward),
+    ("most layers", |row| row.always_max_reward),
+    ("random", |row| row.random_reward),
+];
+
+/// Runs it.
+pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<()> {
+    let rows = scores::rows(subject.world, subject.policy, Split::Test, subject.seed);
+    let mut page =
+        Page::new("baselines", "A learned policy against fixed choices, chance and the best there is");
+    page.note(SIMULATED);
+    page.note(verdict(&rows));
+    let names: Vec<String> = subject.world.profiles.iter().map(|profile| profile.name.clone()).collect();
+    let regrets = |pick: fn(&Row) -> f64| {
+        let device = |name: &String| {
+            let own = rows.iter().filter(|row| &row.device == name);
+            mean_sd(&own.map(|row| row.regret_of(pick(row))).collect::<Vec<_>>())
+        };
+        names.iter().map(device).collect::<Vec<_>>()
+    };
+    let bars: Vec<_> =
+        CHOOSERS[1..].iter().map(|(name, pick)| ((*name).to_owned(), regrets(*pick))).collect();
+    let title = "(oracle − choice) / (oracle − worst), mean ± sd over models and tasks";
+    page.plot("Regret", plot::bars(Titles { title, x: "device", y: "regret" }, &names, &bars)?);
+    let mut table = Table::new(["choice", "mean reward", "mean regret", "worst regret"]);
+    for (name, pick) in CHOOSERS {
+        let regrets: Vec<f64> = rows.iter().map(|row| row.regret_of(pick(row))).collect();
+        let worst = regrets.iter().copied().fold(0.0, f64::max);
+        let reward = mean_sd(&rows.iter().map(pick).collect::<Vec<_>>())[0];
+        let percent = |share: f64| format!("{:.2} %", share * 100.0);
+        table.row([name.to_owned(), format!("{reward:.4}"), percent(mean_sd(&regrets)[0]), percent(worst)]);
+    }
+    page.table("All devices, models and tasks", table);
+    page.table("One by one", rows_table(&rows));
+    page.write(dir, &serde_json::json!({ "rows": rows }), out)
+}
+
+/// Whether learning earned its place.
+fn verdict(rows: &[Row]) -> String {
+    let best = |row: &&Row| row.regret_of(row.always_min_reward) <= 1e-9;
+    let (least, n) = (rows.iter().filter(best).count(), rows.len());
+    let better = rows.iter().filter(|row| row.policy_reward > row.always_min_reward + 1e-9).count();
+    let worse = rows.iter().filter(|row| row.policy_reward < row.always_min_reward - 1e-9).count();
+    format!(
+        "Always the fewest layers is the best choice in {least} of {n} cells; the policy earns more than it in {better} \
+         and less in {worse}."
+    )
+}
