@@ -66,6 +66,12 @@ fn quantization_is_told_from_caching_and_batching() {
     assert!(of("f32", "joules") > of("f16", "joules") && of("f16", "joules") > of("q4_0", "joules"));
     // The same numbers in more bytes give the same answers.
     assert_eq!((of("f32", "drift"), of("f16", "drift")), (0.0, 0.0));
+    assert!(of("q4_0", "logprob_shift") > of("q8_0", "logprob_shift") && of("f16", "logprob_shift") == 0.0);
+    // Where weights are most of the bytes, four bits save more than sprout shows.
+    let shapes = json["shapes"].as_array().expect("shapes");
+    let phi =
+        shapes.iter().find(|line| line["model"] == "phi-3-mini" && line["format"] == "q4_0").expect("a line");
+    assert!(phi["of_stored"][1].as_f64() < of("q4_0", "joules_of_stored").into(), "{phi}");
     assert_eq!(json["ablation"].as_array().map(Vec::len), Some(8));
     let refused = message(&["study", "sustained", "--minutes", "0", "--out", out], 1);
     assert!(refused.contains("--minutes"), "{refused}");

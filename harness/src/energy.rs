@@ -126,6 +126,11 @@ impl Plans {
         Self { base: std::sync::Arc::clone(engine.plan()), adapted }
     }
 
+    /// Of a model without an adapter.
+    pub fn of_base(base: std::sync::Arc<Plan>) -> Self {
+        Self { base, adapted: None }
+    }
+
     fn of(&self, adapted: bool) -> &Plan {
         self.adapted.as_ref().filter(|_| adapted).unwrap_or(&self.base)
     }

@@ -57,12 +57,24 @@ pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<
 
 /// Whether learning earned its place.
 fn verdict(rows: &[Row]) -> String {
-    let best = |row: &&Row| row.regret_of(row.always_min_reward) <= 1e-9;
-    let (least, n) = (rows.iter().filter(best).count(), rows.len());
-    let better = rows.iter().filter(|row| row.policy_reward > row.always_min_reward + 1e-9).count();
-    let worse = rows.iter().filter(|row| row.policy_reward < row.always_min_reward - 1e-9).count();
+    let against = |name: &str, fixed: fn(&Row) -> f64| {
+        let count = |test: &dyn Fn(&Row) -> bool| rows.iter().filter(|row| test(row)).count();
+        let best = count(&|row| row.regret_of(fixed(row)) <= 1e-9);
+        let more = count(&|row| row.policy_reward > fixed(row) + 1e-9);
+        let less = count(&|row| row.policy_reward < fixed(row) - 1e-9);
+        let worst = rows.iter().map(|row| row.regret_of(fixed(row))).fold(0.0, f64::max);
+        format!(
+            "Always the {name} layers is the best choice in {best} of {} cells and at worst {:.1} % from it; the policy \
+             earns more in {more} and less in {less}.",
+            rows.len(),
+            worst * 100.0
+        )
+    };
+    let worst = rows.iter().map(|row| row.regret).fold(0.0, f64::max);
     format!(
-        "Always the fewest layers is the best choice in {least} of {n} cells; the policy earns more than it in {better} \
-         and less in {worse}."
+        "{} {} The policy is at worst {:.1} % from the best choice.",
+        against("fewest", |row| row.always_min_reward),
+        against("most", |row| row.always_max_reward),
+        worst * 100.0
     )
 }

@@ -13,10 +13,11 @@ use wattle_policy::{Grid, Profile};
 
 use super::page::Page;
 use super::plot::{self, Series, Titles};
+use crate::bandwidth;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::shipped;
-use crate::simulated::{DEVICES, Plans};
+use crate::simulated::{DEVICES, Plans, weight_bytes};
 use crate::table::Table;
 use crate::tasks::{self, Task};
 
@@ -39,8 +40,9 @@ const LAYERS: u128 = 0b1111 << 8;
 #[derive(Clone, Debug, Serialize)]
 struct Here {
     minutes: f64,
-    /// When, and tokens per second since the point before.
-    tokens_per_second: Vec<[f64; 2]>,
+    /// When \[min\], tokens per second since the point before, and bytes per second that reading as much as the weights
+    /// took right after: other programs and heat slow both down.
+    points: Vec<[f64; 3]>,
 }
 
 /// A simulated device.
@@ -76,7 +78,8 @@ pub(super) fn run(minutes: f64, dir: &Path, out: &mut dyn Write) -> Result<()> {
         SIMULATED_S / 60.0
     ));
     page.note(format!(
-        "Real: sprout on this machine's CPU, {BATCH} problems at a time for {minutes} minutes; other programs share it."
+        "Real: sprout on this machine's CPU, {BATCH} problems at a time for {minutes} minutes. Other programs may share \
+         it, so that beside every point stands how fast as many bytes as the weights were read right after."
     ));
     let line = |pick: usize| {
         let series = |d: &Device| Series::new(&d.device, d.curve.iter().map(|p| [p[0], p[pick]]).collect());
@@ -89,8 +92,12 @@ pub(super) fn run(minutes: f64, dir: &Path, out: &mut dyn Write) -> Result<()> {
     }
     page.plot("Simulated speed", plot::lines(titles("Speed against the first inference", "ratio"), &speed)?);
     page.plot("Simulated surface", plot::lines(titles("Temperature of the surface", "°C"), &line(2))?);
-    let rates = Series::new("this machine", here.tokens_per_second.clone());
-    page.plot("Real speed", plot::lines(titles("Tokens per second here", "tokens/s"), &[rates])?);
+    let rates = here.points.iter().map(|&[minute, tokens, _]| [minute, tokens]).collect();
+    let rates = [Series::new("this machine", rates)];
+    page.plot("Real speed", plot::lines(titles("Tokens per second here", "tokens/s"), &rates)?);
+    let relative = [Series::new("this machine", here.relative())];
+    let title = "Tokens per second by bytes per second of reading, against the first";
+    page.plot("Real speed beside the machine's", plot::lines(titles(title, "ratio"), &relative)?);
     page.table("Simulated devices", table(&devices));
     page.table("Here", here.table());
     page.write(dir, &serde_json::json!({ "simulated": devices, "here": here }), out)
@@ -159,31 +166,45 @@ fn here(minutes: f64) -> Result<Here> {
     }
     let _progress = Progress::spinner(format!("running for {minutes} minutes"));
     let (started, end) = (Instant::now(), Duration::from_secs_f64(60.0 * minutes));
-    let (mut rates, mut since, mut tokens) = (Vec::new(), Instant::now(), 0);
+    let bytes = weight_bytes(engine.weights());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut points, mut since, mut tokens) = (Vec::new(), Instant::now(), 0);
     while started.elapsed() < end {
         let generations = engine.generate_all(&requests)?;
         tokens += generations.iter().map(|generation| generation.report.new_tokens).sum::<usize>();
         let seconds = since.elapsed().as_secs_f64();
         if seconds >= EVERY_S || started.elapsed() >= end {
-            rates.push([started.elapsed().as_secs_f64() / 60.0, tokens as f64 / seconds]);
+            let read = bandwidth::read(bytes, threads)?;
+            points.push([started.elapsed().as_secs_f64() / 60.0, tokens as f64 / seconds, read]);
             (since, tokens) = (Instant::now(), 0);
         }
     }
-    Ok(Here { minutes, tokens_per_second: rates })
+    Ok(Here { minutes, points })
 }
 
 impl Here {
+    /// Tokens per second for every byte per second of reading, against the first point.
+    fn relative(&self) -> Vec<[f64; 2]> {
+        let ratio = |[_, tokens, read]: &[f64; 3]| tokens / read;
+        let first = self.points.first().map_or(1.0, ratio);
+        self.points.iter().map(|point| [point[0], ratio(point) / first]).collect()
+    }
+
     fn table(&self) -> Table {
-        let mut table = Table::new(["minutes", "first tokens/s", "last tokens/s", "least", "most"]);
-        let rates = || self.tokens_per_second.iter().map(|point| point[1]);
-        let shown = |rate: Option<f64>| rate.map(|rate| format!("{rate:.0}")).unwrap_or_default();
-        table.row([
-            format!("{:.1}", self.minutes),
-            shown(rates().next()),
-            shown(rates().next_back()),
-            shown(rates().reduce(f64::min)),
-            shown(rates().reduce(f64::max)),
-        ]);
+        let mut table = Table::new(["", "first", "last", "least", "most"]);
+        let tokens: Vec<f64> = self.points.iter().map(|point| point[1]).collect();
+        let read: Vec<f64> = self.points.iter().map(|point| point[2] * 1e-9).collect();
+        let relative: Vec<f64> = self.relative().iter().map(|point| point[1]).collect();
+        for (name, values) in
+            [("tokens/s", tokens), ("GB/s of reading", read), ("tokens/s by reading, of the first", relative)]
+        {
+            let shown = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
+            let ends = [values.first(), values.last()].map(|end| shown(end.copied()));
+            let [first, last] = ends;
+            let [least, most] = [f64::min as fn(f64, f64) -> f64, f64::max]
+                .map(|end| shown(values.iter().copied().reduce(end)));
+            table.row([name.to_owned(), first, last, least, most]);
+        }
         table
     }
 }

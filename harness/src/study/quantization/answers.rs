@@ -28,6 +28,8 @@ pub(super) struct Shipped {
 /// Answers and what they cost.
 pub(super) struct Answered {
     pub texts: Vec<String>,
+    /// Of each text.
+    pub logprobs: Vec<f64>,
     pub steps: Vec<RanStep>,
     plans: Plans,
     tokens: usize,
@@ -79,12 +81,13 @@ impl Shipped {
                 .map_err(wattle_engine::Error::from)?
                 .unwrap_or_default())
         };
-        let ids = generations.iter().filter_map(|generation| generation.paths.first());
-        let texts = ids.map(|path| text(&path.token_ids)).collect::<Result<_>>()?;
+        let paths = || generations.iter().filter_map(|generation| generation.paths.first());
+        let texts = paths().map(|path| text(&path.token_ids)).collect::<Result<_>>()?;
+        let logprobs = paths().map(|path| path.logprob()).collect();
         let tokens = generations.iter().map(|generation| generation.report.new_tokens).sum();
         let (steps, plans) = (engine.take_steps(), Plans::new(&engine, lora.adapter));
         let weight_bytes = weight_bytes(engine.weights());
-        Ok(Answered { texts, steps, plans, tokens, weight_bytes })
+        Ok(Answered { texts, logprobs, steps, plans, tokens, weight_bytes })
     }
 }
 

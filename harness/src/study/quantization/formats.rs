@@ -26,6 +26,8 @@ pub(super) struct Line {
     labels: Option<LabelScores>,
     /// Answers that differ from those with the stored weights.
     drift: f64,
+    /// Mean change of the log-probability of what was said, without its sign.
+    logprob_shift: f64,
 }
 
 /// A task's lines, one per format.
@@ -64,9 +66,16 @@ pub(super) fn compare(
             accuracy: right.count() as f64 / n,
             labels: task.labels().map(|labels| LabelScores::new(&labels, &pairs)),
             drift: said.iter().zip(&stored).filter(|(now, then)| now != then).count() as f64 / n,
+            logprob_shift: shift(&answered.logprobs, &reference.logprobs),
         }
     };
     answered.iter().map(line).collect()
+}
+
+/// Mean distance.
+fn shift(now: &[f64], then: &[f64]) -> f64 {
+    let sum: f64 = now.iter().zip(then).map(|(now, then)| (now - then).abs()).sum();
+    sum / now.len().max(1) as f64
 }
 
 /// Bars of energy, and of accuracy and drift.
@@ -106,6 +115,7 @@ pub(super) fn table(lines: &[Line]) -> Table {
         "recall",
         "F1",
         "drift",
+        "Δ log p",
     ]);
     let percent = |share: f64| format!("{:.1} %", share * 100.0);
     for line in lines {
@@ -125,6 +135,7 @@ pub(super) fn table(lines: &[Line]) -> Table {
             label(|l| l.recall),
             label(|l| l.f1),
             percent(line.drift),
+            format!("{:.5}", line.logprob_shift),
         ]);
     }
     table

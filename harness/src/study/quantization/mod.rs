@@ -3,6 +3,7 @@
 mod ablation;
 mod answers;
 mod formats;
+mod shapes;
 
 use std::io::Write;
 use std::path::Path;
@@ -79,22 +80,25 @@ pub(super) fn run(problems: usize, dir: &Path, out: &mut dyn Write) -> Result<()
         remote.extend(remotely(task, &answered, &profiles, &grid));
     }
     let ablated = ablation::run(&shipped, &profiles[0])?;
+    let shapes = shapes::run(&profiles[0])?;
     let mut page = Page::new("quantization", "Quantization, energy, carbon and answers");
     page.note(format!(
         "sprout on {problems} problems of each of its tasks, greedy, {BATCH} at a time. Energy is the proxy's (tier C) of \
          the steps that ran, with the profile {LOCAL:?}; carbon is energy × {} g/kWh ({}). Drift: answers that differ \
-         from those with the stored weights.",
+         from those with the stored weights; Δ log p: how far the log-probability of what was said moves on average.",
         grid.mg_per_wh, grid.source
     ));
     page.note(reported(&lines));
+    page.note(shapes::note(&shapes));
     formats::plots(&mut page, &lines)?;
     page.table("By format", formats::table(&lines));
     ablation::tables(&mut page, &ablated);
+    page.table("Models of the study's size: priced, not run", shapes::table(&shapes));
     page.table("Here or on a server: a stated model", remote::table(&remote));
     page.note(remote::assumptions());
     let data = serde_json::json!({
         "problems": problems, "batch": BATCH, "profile": LOCAL, "grid": grid, "formats": lines, "ablation": ablated,
-        "remote": remote,
+        "shapes": shapes, "remote": remote,
     });
     page.write(dir, &data, out)
 }
@@ -109,9 +113,8 @@ fn reported(lines: &[Line]) -> String {
     format!(
         "The study that this follows reports 30 to 40 % less energy and up to 45 % less carbon at 4 bits, with neither \
          its meter nor α stated. Here {} takes {} less than {}. With one α carbon falls by what energy falls by, and not \
-         more: 45 % beside 40 % needs another α. Its models have billions of weights, which are nearly all the bytes of a \
-         step; of sprout's steps other bytes, arithmetic, launches and idle power are a larger part, which no format of \
-         weights changes.",
+         more: 45 % beside 40 % needs another α. Weights are most of the bytes of a step of its models; of sprout's \
+         steps other bytes, arithmetic, launches and idle power are a larger part, which no format of weights changes.",
         FOUR_BITS.name,
         saved.join(" and "),
         STORED.name
