@@ -11,6 +11,7 @@ use wattle_engine::model::{Dtype, Model};
 use wattle_engine::{
     ActiveFrom, BackendChoice, Engine, EngineOptions, Error, KvType, LayerMask, Lora, Request, Sampling,
 };
+use wattle_policy::{CostSource, StepShape};
 
 /// A small model of random weights with a long context.
 fn model() -> Model {
@@ -108,6 +109,47 @@ fn paths_have_one_prompt_and_their_own_tails() {
         // Three whole pages, and a tail of each path that shares the fourth until it writes.
         assert_eq!(engine.pages().most_used, 200 / PAGE + paths * (pages_for(200 + 9) - 200 / PAGE));
         assert_eq!(engine.pages().used, 0);
+    });
+}
+
+/// Bytes of keys and values that all layers read in a step.
+fn kv_read(engine: &Engine, shape: &StepShape) -> u64 {
+    (0..engine.plan().ops.len()).map(|op| engine.plan().cost(op, shape).kv_read_bytes).sum()
+}
+
+#[test]
+fn paths_read_what_they_share_once() {
+    on_both(|options| {
+        let options = EngineOptions { context: 400, sequences: 9, keep_steps: true, ..options };
+        let open = |options: EngineOptions| engine(&options);
+        let mut sharing = open(options.clone());
+        let mut apart = open(EngineOptions { share_prefixes: false, ..options.clone() });
+        let mut alone = open(EngineOptions { sequences: 1, ..options.clone() });
+        for paths in [2, 3, 8, 9] {
+            // Four whole pages, two chunks of a GPU's attention; the rest is every path's own.
+            let request = request(text(300, paths), paths);
+            let [shared, own] = [&mut sharing, &mut apart].map(|engine| {
+                let before = engine.backend().counters().chunks;
+                let generation = engine.generate(&request).expect("a generation");
+                (generation.paths, engine.backend().counters().chunks - before)
+            });
+            assert_eq!(shared.0, own.0, "{paths} paths on {:?}", options.backend);
+            assert_eq!(alone.generate(&request).expect("a generation").paths, shared.0);
+            let steps = sharing.take_steps();
+            let decode = steps.iter().filter(|step| step.shape.rows.iter().all(|row| row.position >= 300));
+            let decode: Vec<_> = decode.filter(|step| step.shape.rows.len() == paths as usize).collect();
+            assert!(decode.len() >= 5, "{}", decode.len());
+            let kv = sharing.plan().kv;
+            for step in &decode {
+                let tails: u32 = step.shape.rows.iter().map(|row| row.position + 1 - 256).sum();
+                let bytes = u64::from(256 + tails) * (2 * kv.layers * kv.position_bytes()) as u64;
+                assert_eq!(kv_read(&sharing, &step.shape), bytes);
+            }
+            if sharing.backend().kind() == "gpu" {
+                let spared = 2 * (u64::from(paths) - u64::from(paths).div_ceil(8)) * decode.len() as u64;
+                assert!(shared.1 > 0 && shared.1 + spared <= own.1, "{} + {spared} of {}", shared.1, own.1);
+            }
+        }
     });
 }
 
