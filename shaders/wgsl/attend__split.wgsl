@@ -12,7 +12,7 @@ import package::shared::handed::{complete, put, take};
 import package::shared::items::{Item, MEMBERS, alike, divided, item, items, member, sight, spanned, within};
 import package::shared::kv::HEAD_DIM;
 import package::shared::lane::{Lane, LANES, group_index};
-import package::shared::queries::{HEADS, TOGETHER, View, acc, add_chunk, ask};
+import package::shared::queries::{Block, HEADS, TOGETHER, View, acc, add_chunk, ask, block_of};
 import package::shared::step::{ROWS, count, step_row};
 
 struct Params {
@@ -28,26 +28,6 @@ struct Params {
 @group(1) @binding(4) var<storage, read_write> y: array<f32>; // [n, stride]
 
 var<workgroup> last: array<bool, MEMBERS>; // of the item's rows, whose chunks are all done
-
-// Some q heads of a k head, and which of all blocks that is.
-struct Block {
-    kv_head: u32,
-    first: u32,
-    heads: u32,
-    q: u32, // where a row's q has them
-    index: u32,
-    blocks: u32,
-}
-
-fn block_of(group: u32) -> Block {
-    let blocks = params.cache.kv_heads * params.blocks;
-    let index = group % blocks;
-    let sharing = params.heads / params.cache.kv_heads;
-    let kv_head = index / params.blocks;
-    let skipped = index % params.blocks * HEADS;
-    let first = kv_head * sharing + skipped;
-    return Block(kv_head, first, min(HEADS, sharing - skipped), first * params.cache.head_dim, index, blocks);
-}
 
 // y, and the carried sums, of the first row of those together.
 fn finish(total: f32, line: u32, own: Block, lane: Lane) {
@@ -70,8 +50,8 @@ fn finish(total: f32, line: u32, own: Block, lane: Lane) {
     }
 }
 
-// All chunks of a row.
-fn whole(line: u32, own: Block, lane: Lane) {
+// Adds all chunks of a row.
+fn add_chunks(line: u32, own: Block, lane: Lane) -> Softmax {
     let all = sight(line, params.window);
     ask(0u, line * params.stride + own.q, own.heads, params.cache.head_dim, lane);
     workgroupBarrier();
@@ -81,10 +61,10 @@ fn whole(line: u32, own: Block, lane: Lane) {
         let view = View(own.kv_head, step_row(line).sequence, seen.x, seen.y, HEADS);
         softmax = add_chunk(softmax, view, params.cache, params.scale, lane);
     }
-    finish(softmax.total, line, own, lane);
+    return softmax;
 }
 
-// A chunk of an item's rows: as many together as there is room for, and as see the same of it.
+// Puts an item's chunk for its rows: as many together as there is room for, and as see the same of it.
 fn put_chunk(it: Item, own: Block, lane: Lane) {
     var n = 0u;
     for (var i = 0u; i < it.count; i += n) {
@@ -111,39 +91,48 @@ fn put_chunk(it: Item, own: Block, lane: Lane) {
 
 @compute @workgroup_size(64)
 fn main(lane: Lane) {
-    let own = block_of(group_index(lane));
+    let own = block_of(group_index(lane), params.cache, params.heads, params.blocks);
     let index = group_index(lane) / own.blocks;
     if index >= items() + count(ROWS) - divided() || elsewhere(params.cache, own.kv_head) {
         return;
     }
-    if index >= items() {
-        whole(index - items() + divided(), own, lane);
-        return;
-    }
-    let it = item(index);
-    let all = sight(member(it.first).line, params.window);
-    if it.count == 1u && spanned(all) == 1u {
-        if all.x / CHUNK == it.chunk {
-            whole(member(it.first).line, own, lane);
+    var it = Item(0u, 0u, 1u);
+    var line = index - items() + divided();
+    var alone = true;
+    if index < items() {
+        it = item(index);
+        line = member(it.first).line;
+        let all = sight(line, params.window);
+        alone = it.count == 1u && spanned(all) == 1u; // nothing is to be handed over
+        if alone && all.x / CHUNK != it.chunk {
+            return;
         }
-        return;
     }
-    put_chunk(it, own, lane);
-    storageBarrier();
-    if lane.index < it.count {
-        let line = member(it.first + lane.index).line;
-        let sees = sight(line, params.window);
-        let seen = within(sees, it.chunk);
-        last[lane.index] = seen.x < seen.y && complete(line * own.blocks + own.index, spanned(sees));
+    var softmax = Softmax(LEAST, 0.0);
+    if alone {
+        softmax = add_chunks(line, own, lane);
+    } else {
+        put_chunk(it, own, lane);
+        storageBarrier();
+        if lane.index < it.count {
+            let row = member(it.first + lane.index).line;
+            let sees = sight(row, params.window);
+            let seen = within(sees, it.chunk);
+            last[lane.index] = seen.x < seen.y && complete(row * own.blocks + own.index, spanned(sees));
+        }
+        workgroupBarrier();
+        storageBarrier();
     }
-    workgroupBarrier();
-    storageBarrier();
     for (var i = 0u; i < it.count; i++) {
-        if last[i] {
+        if !alone {
+            if !last[i] {
+                continue;
+            }
             let row = member(it.first + i);
-            let parts = spanned(sight(row.line, params.window));
-            let softmax = take(row.chunks * own.blocks + own.index, own.blocks, parts, lane);
-            finish(softmax.total, row.line, own, lane);
+            line = row.line;
+            let parts = spanned(sight(line, params.window));
+            softmax = take(row.chunks * own.blocks + own.index, own.blocks, parts, lane);
         }
+        finish(softmax.total, line, own, lane);
     }
 }

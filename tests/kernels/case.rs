@@ -77,17 +77,15 @@ impl Case {
 
     /// The same case with keys and values of so many positions, and a page more than is needed.
     pub fn with_context(mut self, context: usize) -> Self {
-        self.capacity =
-            Capacity { context, pages: self.capacity.sequences * pages_for(context) + 1, ..self.capacity };
+        self.capacity = Capacity { context, pages: 3 * pages_for(context) + 1, ..self.capacity };
         self
     }
 
     /// Pages of each sequence.
-    fn tables(&self) -> Vec<Vec<u32>> {
+    pub(crate) fn tables(&self) -> Vec<Vec<u32>> {
         let (each, pages) = (pages_for(self.capacity.context), self.capacity.pages as u32);
-        let all = self.capacity.sequences;
-        let scattered = |sequence| (0..each).map(|page| pages - 1 - (page * all + sequence) as u32).collect();
-        self.tables.clone().unwrap_or_else(|| (0..all).map(scattered).collect())
+        let scattered = |sequence| (0..each).map(|page| pages - 1 - (page * 3 + sequence) as u32).collect();
+        self.tables.clone().unwrap_or_else(|| (0..3).map(scattered).collect())
     }
 
     /// The plain twins as a backend: what others are compared with.

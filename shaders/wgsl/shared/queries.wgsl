@@ -15,6 +15,27 @@ const ELEMENTS = 1024u;
 var<workgroup> query: array<vec4f, ELEMENTS / 4u>; // [TOGETHER, HEADS, HEAD_DIM]
 var<workgroup> acc: array<f32, ELEMENTS>;          // [TOGETHER, HEADS, HEAD_DIM]: sums over weights
 
+// Some q heads of a k head, and which of all blocks that is.
+struct Block {
+    kv_head: u32,
+    first: u32,
+    heads: u32,
+    q: u32, // where a row's q has them
+    index: u32,
+    blocks: u32,
+}
+
+// The block of a workgroup; `blocks` share a k head.
+fn block_of(group: u32, cache: Cache, heads: u32, blocks: u32) -> Block {
+    let all = cache.kv_heads * blocks;
+    let index = group % all;
+    let sharing = heads / cache.kv_heads;
+    let kv_head = index / blocks;
+    let skipped = index % blocks * HEADS;
+    let first = kv_head * sharing + skipped;
+    return Block(kv_head, first, min(HEADS, sharing - skipped), first * cache.head_dim, index, all);
+}
+
 // What the rows together see of a chunk: positions begin .. end.
 struct View {
     kv_head: u32,
