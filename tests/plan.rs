@@ -375,10 +375,6 @@ fn shared_positions_cost_their_bytes_once() {
                 let position = 2 * plan.kv.position_bytes() as u64;
                 assert_eq!(cost.kv_read_bytes, 12 * position);
                 assert_eq!(plan.cost(index, &apart).kv_read_bytes, (11 + 12) * position);
-                // By way of a third, as far as that has it in common.
-                let links = [(1, Prefix { of: 2, positions: 32 }), (2, Prefix { of: 0, positions: 8 })];
-                let chain = StepShape { prefixes: links.into(), ..apart.clone() };
-                assert_eq!(plan.cost(index, &chain).kv_read_bytes, (11 + 4) * position);
             }
         }
     }
