@@ -11,6 +11,7 @@ use wattle_engine::model::{Dtype, Model};
 use wattle_engine::{
     ActiveFrom, BackendChoice, Engine, EngineOptions, Error, KvType, LayerMask, Lora, Request, Sampling,
 };
+use wattle_policy::{CostSource, StepShape};
 
 /// A small model of random weights with a long context.
 fn model() -> Model {
@@ -108,6 +109,46 @@ fn paths_have_one_prompt_and_their_own_tails() {
         // Three whole pages, and a tail of each path that shares the fourth until it writes.
         assert_eq!(engine.pages().most_used, 200 / PAGE + paths * (pages_for(200 + 9) - 200 / PAGE));
         assert_eq!(engine.pages().used, 0);
+    });
+}
+
+/// Bytes of keys and values that all layers read in a step.
+fn kv_read(engine: &Engine, shape: &StepShape) -> u64 {
+    (0..engine.plan().ops.len()).map(|op| engine.plan().cost(op, shape).kv_read_bytes).sum()
+}
+
+#[test]
+fn paths_read_what_they_share_once() {
+    on_both(|options| {
+        let options = EngineOptions { context: 400, sequences: 9, keep_steps: true, ..options };
+        let mut together = engine(&options);
+        let mut alone = engine(&EngineOptions { sequences: 1, ..options.clone() });
+        // Four whole pages, two chunks of a GPU's attention; the rest is every path's own.
+        let request = |paths| request(text(300, 8), paths);
+        let expected = alone.generate(&request(9)).expect("a generation").paths;
+        for paths in [2, 3, 8, 9] {
+            let before = together.backend().counters().chunks;
+            let generation = together.generate(&request(paths)).expect("a generation");
+            let read = together.backend().counters().chunks - before;
+            assert_eq!(generation.paths, expected[..paths as usize], "on {:?}", options.backend);
+            let steps = together.take_steps();
+            let draw = |shape: &StepShape| shape.rows.iter().all(|row| row.position >= 300);
+            let decode: Vec<_> = steps.iter().map(|step| &step.shape).filter(|shape| draw(shape)).collect();
+            let decode: Vec<_> = decode.into_iter().filter(|s| s.rows.len() == paths as usize).collect();
+            assert!(decode.len() >= 5, "{}", decode.len());
+            let kv = together.plan().kv;
+            for shape in &decode {
+                let tails: u32 = shape.rows.iter().map(|row| row.position + 1 - 256).sum();
+                let bytes = u64::from(256 + tails) * (2 * kv.layers * kv.position_bytes()) as u64;
+                assert_eq!(kv_read(&together, shape), bytes);
+            }
+            if together.backend().kind() == "gpu" {
+                let rows = steps.iter().flat_map(|step| &step.shape.rows);
+                let by_rows: u64 = rows.map(|row| u64::from(row.position / 128) + 1).sum();
+                let spared = 2 * (u64::from(paths) - u64::from(paths).div_ceil(8)) * decode.len() as u64;
+                assert!(read > 0 && read + spared <= by_rows, "{read} + {spared} of {by_rows}");
+            }
+        }
     });
 }
 

@@ -1,10 +1,10 @@
 //! A backend with the plans of one model on it, rebuilt when a request needs more room.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wattle_policy::{RowShape, StepShape};
+use wattle_policy::{Prefix, RowShape, StepShape};
 use wattle_shaders::{FROM_STATE, GATED, NO_INDEX, Row, Sampled};
 
 use crate::adapter::Factors;
@@ -60,7 +60,7 @@ pub(crate) struct Runtime {
 /// A step that was run, as far as its cost depends on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RanStep {
-    /// Its rows, and the ranks in the slots. Of a row whose token only the device knew, the token is one that no other
+    /// Its rows, the ranks in the slots, and the pages that sequences share. Of a row whose token only the device knew, the token is one that no other
     /// row has.
     pub shape: StepShape,
     /// Whether the plan with LoRA ran.
@@ -68,14 +68,14 @@ pub struct RanStep {
 }
 
 impl RanStep {
-    fn new(step: &Step, ranks: Vec<u32>, adapted: bool) -> Self {
+    fn new(step: &Step, ranks: Vec<u32>, prefixes: BTreeMap<u32, Prefix>, adapted: bool) -> Self {
         let mut rows: Vec<RowShape> = step.rows.iter().map(row_shape).collect();
         for sample in &step.samples {
             if let Some(row) = rows.get_mut(sample.row as usize) {
                 row.sampled = true;
             }
         }
-        Self { shape: StepShape { rows, ranks, ..StepShape::default() }, adapted }
+        Self { shape: StepShape { rows, ranks, prefixes }, adapted }
     }
 }
 
@@ -233,11 +233,11 @@ impl Runtime {
     /// Starts a step; `ranks` are those in the slots.
     pub fn submit(&mut self, step: &Step, ranks: impl FnOnce() -> Vec<u32>) -> Result<Ticket> {
         let handle = self.choose(step).handle;
-        if let Some(steps) = &mut self.steps {
-            steps.push(RanStep::new(step, ranks(), handle != self.base.handle));
-        }
         let ledger = &mut self.ledger;
         let ticket = ledger.prepare(&mut *self.backend, step).and_then(|()| {
+            if let Some(steps) = &mut self.steps {
+                steps.push(RanStep::new(step, ranks(), ledger.prefixes(step), handle != self.base.handle));
+            }
             let started = Instant::now();
             let ticket = self.backend.submit(handle, step);
             self.device_time += started.elapsed();

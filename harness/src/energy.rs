@@ -352,6 +352,19 @@ mod tests {
     }
 
     #[test]
+    fn shared_pages_are_priced_as_read_once() {
+        let step = |shape| RanStep { shape, adapted: false };
+        let apart = energy(&[step(StepShape::decode(4, 199))]);
+        let shared = energy(&[step(StepShape::decode(4, 199).with_shared_prefix(128))]);
+        let plans = plans();
+        let profile = Profile::named("server").unwrap();
+        let position = 2 * plans.base.kv.layers * plans.base.kv.position_bytes();
+        let spared = profile.coefficients.dram_byte_j * (3 * 128 * position) as f64;
+        assert!((apart.parts.dram_j - shared.parts.dram_j - spared).abs() <= 1e-9 * spared);
+        assert!(shared.joules < apart.joules);
+    }
+
+    #[test]
     fn measured_time_takes_the_place_of_the_rooflines() {
         let timing = |seconds| {
             let op = "layers.0.attend".to_owned();

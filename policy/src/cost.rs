@@ -25,7 +25,7 @@ pub struct RowShape {
 pub struct Prefix {
     /// The other sequence.
     pub of: u32,
-    /// How many of its first positions.
+    /// How many of its first positions. What the other has of these in common with a third is that one's.
     pub positions: u32,
 }
 
@@ -69,6 +69,19 @@ impl StepShape {
         let prefix = Prefix { of: 0, positions };
         self.prefixes = self.rows.iter().map(|row| (row.sequence, prefix)).collect();
         self
+    }
+
+    /// The sequence whose memory holds a position of this one: its own, or that of whom it shares it with.
+    pub fn holder(&self, sequence: u32, position: u32) -> u32 {
+        let mut holder = sequence;
+        // No chain is longer than there are links, unless it is a ring.
+        for _ in 0..self.prefixes.len() {
+            match self.prefixes.get(&holder) {
+                Some(prefix) if position < prefix.positions && prefix.of != holder => holder = prefix.of,
+                _ => break,
+            }
+        }
+        holder
     }
 
     /// How many rows have their logits computed.
@@ -186,4 +199,21 @@ pub trait CostSource {
 /// The layer that an op of this name belongs to: names in layer 3 begin with `layers.3.`.
 pub fn layer_of(op: &str) -> Option<u32> {
     op.strip_prefix("layers.")?.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_held_by_the_last_of_a_chain_that_shares_it() {
+        let links = [(1, 0, 64), (2, 1, 128), (3, 3, 9), (4, 5, 7), (5, 4, 7)];
+        let prefixes = links.map(|(sequence, of, positions)| (sequence, Prefix { of, positions })).into();
+        let shape = StepShape { prefixes, ..StepShape::default() };
+        let holders = |sequence| [0, 63, 64, 127, 128].map(|position| shape.holder(sequence, position));
+        assert_eq!((holders(0), holders(1)), ([0; 5], [0, 0, 1, 1, 1]));
+        assert_eq!((holders(2), holders(3)), ([0, 0, 1, 1, 2], [3; 5]));
+        // A ring ends somewhere.
+        assert!([4, 5].contains(&shape.holder(4, 0)));
+    }
 }

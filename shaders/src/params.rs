@@ -85,8 +85,8 @@ params! {
 }
 
 /// Words before the first row of the step buffer: rows, samples, how many rows are of class generated (they come first),
-/// the chunks that attention splits sequences into.
-pub const STEP_HEADER: usize = 4;
+/// the items of attention, the rows that these are of, and padding.
+pub const STEP_HEADER: usize = 8;
 
 /// Positions of a chunk of attention: `CHUNK` in `chunks.wgsl`.
 pub const CHUNK: usize = 128;

@@ -1,15 +1,19 @@
 // y = softmax(scale * q K^T) V over the positions that a row may see, in chunks at absolute multiples of 128 that are
 // folded in their order. t = A y of the site that is carried, one partial sum per head.
-// Grid: one workgroup per row, HEADS q heads that share a k head, and chunk (or for all chunks, where the step says 1);
-// the last one folds. Lanes split positions for q K^T, head elements for the sum. Bound by reading K, V.
+// Grid: one workgroup per block (HEADS q heads that share a k head) and item (items.wgsl): a chunk, read for all rows
+// that see the same of it, TOGETHER of which share each load; then one per block and row without items, for all of its
+// chunks. The last one that is done folds a row's chunks. Lanes split positions for q K^T, head elements for the sum.
+// Bound by reading K, V.
 
-import package::shared::cache::{Cache, PAGE, block, elsewhere};
+import package::shared::cache::{Cache, elsewhere};
 import package::shared::carry::{Carried, carry, next, values};
-import package::shared::chunks::{CHUNK, LEAST, MOST, PAD, SHARE, Softmax, factors, fold, folded, scores, weigh};
-import package::shared::handed::{ELEMENTS, HEADS, acc, hand_in, take};
-import package::shared::kv::{HEAD_DIM, key_quad, key_scale, value_at, value_scale};
+import package::shared::chunks::{CHUNK, LEAST, SHARE, Softmax, factors};
+import package::shared::handed::{complete, put, take};
+import package::shared::items::{Item, MEMBERS, alike, divided, item, items, member, sight, spanned, within};
+import package::shared::kv::HEAD_DIM;
 import package::shared::lane::{Lane, LANES, group_index};
-import package::shared::step::{ROWS, chunks, count, step_row};
+import package::shared::queries::{Block, HEADS, TOGETHER, View, acc, add_chunk, ask, block_of};
+import package::shared::step::{ROWS, count, step_row};
 
 struct Params {
     cache: Cache,
@@ -21,71 +25,19 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> q: array<f32>;       // [n, stride]
 @group(1) @binding(4) var<storage, read_write> y: array<f32>; // [n, stride]
 
-var<workgroup> query: array<vec4f, ELEMENTS / 4u>; // [HEADS, HEAD_DIM]
+var<workgroup> last: array<bool, MEMBERS>; // of the item's rows, whose chunks are all done
 
-// The first `used` of four elements of q, then zeros.
-fn elements(at: u32, used: u32) -> vec4f {
-    var v = vec4f();
-    for (var i = 0u; i < min(used, 4u); i++) {
-        v[i] = q[at + i];
-    }
-    return v;
-}
-
-// The scores of the chunk at `at`, of which positions seen.x .. seen.y are seen.
-fn score(kv_head: u32, sequence: u32, at: u32, seen: vec2u, lane: Lane) {
-    for (var i = lane.index; i < CHUNK; i += LANES) {
-        let inside = at + i >= seen.x && at + i < seen.y;
-        let position = select(seen.x, at + i, inside);
-        let own = block(params.cache, kv_head, sequence, position);
-        var s = array<f32, MOST>();
-        for (var e = 0u; e < HEAD_DIM / 4u; e++) {
-            let k = key_quad(own, position % PAGE, e);
-            for (var h = 0u; h < HEADS; h++) {
-                let v = query[h * HEAD_DIM / 4u + e];
-                s[h] = fma(v.w, k.w, fma(v.z, k.z, fma(v.y, k.y, fma(v.x, k.x, s[h]))));
-            }
-        }
-        let scale = key_scale(own, position % PAGE) * params.scale;
-        for (var h = 0u; h < HEADS; h++) {
-            scores[h * PAD + i] = select(LEAST, s[h] * scale, inside);
-        }
-    }
-    workgroupBarrier();
-}
-
-// Folds the weighted sums of the values seen.x .. seen.y in.
-fn add_values(kv_head: u32, sequence: u32, seen: vec2u, lane: Lane) {
-    for (var e = lane.index; e < HEAD_DIM; e += LANES) {
-        var sum = array<f32, MOST>(); // naga does not clear variables in loops
-        for (var page = seen.x / PAGE * PAGE; page < seen.y; page += PAGE) {
-            let own = block(params.cache, kv_head, sequence, page);
-            for (var p = max(page, seen.x); p < min(page + PAGE, seen.y); p++) {
-                let v = value_at(own, p % PAGE, e) * value_scale(own, p % PAGE);
-                for (var h = 0u; h < HEADS; h++) {
-                    sum[h] = fma(scores[h * PAD + p % CHUNK], v, sum[h]);
-                }
-            }
-        }
-        for (var h = 0u; h < HEADS; h++) {
-            acc[h * HEAD_DIM + e] = folded(acc[h * HEAD_DIM + e], sum[h], h);
-        }
-    }
-    workgroupBarrier();
-}
-
-// y, and the carried sums, of the workgroup's heads from `first` on.
-fn finish(total: f32, line: u32, first: u32, heads: u32, lane: Lane) {
+// y, and the carried sums, of the first row of those together.
+fn finish(total: f32, line: u32, own: Block, lane: Lane) {
     if lane.index % SHARE == 0u {
         factors[lane.index / SHARE].x = total;
     }
     workgroupBarrier();
     let head_dim = params.cache.head_dim;
-    for (var h = 0u; h < heads; h++) {
-        let at = (first + h) * head_dim;
+    for (var h = 0u; h < own.heads; h++) {
+        let at = own.q + h * head_dim;
         for (var i = lane.index; i < head_dim; i += LANES) {
             let value = acc[h * HEAD_DIM + i] / factors[h].x;
             y[line * params.stride + at + i] = value;
@@ -94,56 +46,93 @@ fn finish(total: f32, line: u32, first: u32, heads: u32, lane: Lane) {
             }
         }
         workgroupBarrier();
-        carry(Carried(line, 1u, ROWS, first + h, at, head_dim, params.heads * head_dim, 0u), lane, LANES);
+        carry(Carried(line, 1u, ROWS, own.first + h, at, head_dim, params.heads * head_dim, 0u), lane, LANES);
+    }
+}
+
+// Adds all chunks of a row.
+fn add_chunks(line: u32, own: Block, lane: Lane) -> Softmax {
+    let all = sight(line, params.window);
+    ask(0u, line * params.stride + own.q, own.heads, params.cache.head_dim, lane);
+    workgroupBarrier();
+    var softmax = Softmax(LEAST, 0.0);
+    for (var chunk = all.x / CHUNK; chunk * CHUNK < all.y; chunk++) {
+        let seen = within(all, chunk);
+        let view = View(own.kv_head, step_row(line).sequence, seen.x, seen.y, HEADS);
+        softmax = add_chunk(softmax, view, params.cache, params.scale, lane);
+    }
+    return softmax;
+}
+
+// Puts an item's chunk for its rows: as many together as there is room for, and as see the same of it.
+fn put_chunk(it: Item, own: Block, lane: Lane) {
+    var n = 0u;
+    for (var i = 0u; i < it.count; i += n) {
+        let line = member(it.first + i).line;
+        let seen = within(sight(line, params.window), it.chunk);
+        n = alike(it, i, TOGETHER, params.window);
+        if seen.x == seen.y {
+            continue;
+        }
+        for (var r = 0u; r < n; r++) {
+            let at = member(it.first + i + r).line * params.stride + own.q;
+            ask(r, at, own.heads, params.cache.head_dim, lane);
+        }
+        workgroupBarrier();
+        let view = View(own.kv_head, step_row(line).sequence, seen.x, seen.y, n * HEADS);
+        let softmax = add_chunk(Softmax(LEAST, 0.0), view, params.cache, params.scale, lane);
+        for (var r = 0u; r < n; r++) {
+            let row = member(it.first + i + r);
+            let chunk = row.chunks + it.chunk - sight(row.line, params.window).x / CHUNK;
+            put(softmax, r, chunk * own.blocks + own.index, lane);
+        }
     }
 }
 
 @compute @workgroup_size(64)
 fn main(lane: Lane) {
-    let blocks = params.cache.kv_heads * params.blocks;
-    let own = group_index(lane) / chunks();
-    let line = own / blocks;
-    if line >= count(ROWS) {
+    let own = block_of(group_index(lane), params.cache, params.heads, params.blocks);
+    let index = group_index(lane) / own.blocks;
+    if index >= items() + count(ROWS) - divided() || elsewhere(params.cache, own.kv_head) {
         return;
     }
-    let kv_head = own % blocks / params.blocks;
-    let sequence = step_row(line).sequence;
-    let end = step_row(line).position + 1u;
-    let begin = end - min(end, params.window);
-    let first = begin / CHUNK;
-    let further = (end - 1u) / CHUNK - first; // chunks
-    let index = group_index(lane) % chunks();
-    if elsewhere(params.cache, kv_head) || index > further {
-        return;
-    }
-    let group = params.heads / params.cache.kv_heads;
-    let skipped = own % params.blocks * HEADS; // heads of the group
-    let head = kv_head * group + skipped;
-    let head_dim = params.cache.head_dim;
-    for (var i = lane.index; i < HEADS * HEAD_DIM; i += LANES) {
-        acc[i] = 0.0;
-        if i % 4u == 0u {
-            let used = select(0u, head_dim - i % HEAD_DIM, skipped + i / HEAD_DIM < group);
-            query[i / 4u] = elements(line * params.stride + (head + i / HEAD_DIM) * head_dim + i % HEAD_DIM, used);
-        }
-    }
-    workgroupBarrier();
-    var softmax = Softmax(LEAST, 0.0);
-    for (var i = index; i <= select(further, index, chunks() > 1u); i++) {
-        let at = (first + i) * CHUNK;
-        let seen = vec2u(max(begin, at), min(end, at + CHUNK));
-        score(kv_head, sequence, at, seen, lane);
-        softmax = fold(softmax, weigh(lane), lane);
-        add_values(kv_head, sequence, seen, lane);
-    }
-    if chunks() > 1u && further > 0u {
-        if !hand_in(softmax, own * chunks() + index, own, further + 1u, lane) {
+    var it = Item(0u, 0u, 1u);
+    var line = index - items() + divided();
+    var alone = true;
+    if index < items() {
+        it = item(index);
+        line = member(it.first).line;
+        let all = sight(line, params.window);
+        alone = it.count == 1u && spanned(all) == 1u; // nothing is to be handed over
+        if alone && all.x / CHUNK != it.chunk {
             return;
         }
-        softmax = Softmax(LEAST, 0.0);
-        for (var i = 0u; i <= further; i++) {
-            softmax = take(softmax, own * chunks() + i, lane);
-        }
     }
-    finish(softmax.total, line, head, min(HEADS, group - skipped), lane);
+    var softmax = Softmax(LEAST, 0.0);
+    if alone {
+        softmax = add_chunks(line, own, lane);
+    } else {
+        put_chunk(it, own, lane);
+        storageBarrier();
+        if lane.index < it.count {
+            let row = member(it.first + lane.index).line;
+            let sees = sight(row, params.window);
+            let seen = within(sees, it.chunk);
+            last[lane.index] = seen.x < seen.y && complete(row * own.blocks + own.index, spanned(sees));
+        }
+        workgroupBarrier();
+        storageBarrier();
+    }
+    for (var i = 0u; i < it.count; i++) {
+        if !alone {
+            if !last[i] {
+                continue;
+            }
+            let row = member(it.first + i);
+            line = row.line;
+            let parts = spanned(sight(line, params.window));
+            softmax = take(row.chunks * own.blocks + own.index, own.blocks, parts, lane);
+        }
+        finish(softmax.total, line, own, lane);
+    }
 }

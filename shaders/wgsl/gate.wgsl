@@ -5,6 +5,7 @@
 
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::{maximum, sum};
+import package::shared::step::ROWS_AT;
 
 struct Params {
     width: u32,
@@ -14,7 +15,7 @@ struct Params {
     threshold: f32,
 }
 
-// As in shared/step.wgsl, but written: three vec4u per row from [1] on.
+// As in shared/step.wgsl, but written: three vec4u per row from [ROWS_AT] on.
 @group(0) @binding(0) var<storage, read_write> step: array<vec4u>;
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(1) var<storage, read> x: array<f32>;       // [n, stride]
@@ -67,7 +68,7 @@ fn main(lane: Lane) {
         return;
     }
     y[line * 4u] = value;
-    let row = 1u + line * 3u;
+    let row = ROWS_AT + line * 3u;
     let word = params.layer >> 5u;
     let bit = 1u << (params.layer & 31u);
     let on = step[row].w != NO_INDEX && (step[row + 1u][word] & bit) != 0u;

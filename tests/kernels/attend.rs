@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use wattle_engine::Row;
-use wattle_engine::backend::Step;
+use wattle_engine::backend::{Capacity, Step};
 use wattle_engine::cache::{PAGE, pages_for};
 use wattle_engine::plan::{Attend, Extent, KvShape, KvType, OpKind, TensorId};
 
@@ -55,7 +55,21 @@ pub fn cases() -> Vec<Case> {
         ),
         sharing("a window over a shared border", shape(4, 2, 10), &[(0, 66), (1, 70), (2, 100)], Some(30)),
     ];
+    let apart = |position| [position, position + 1, position - 7, position + 70];
+    cases.extend([
+        paths("two paths", shape(6, 2, 10), 4, &[280, 281], None),
+        paths("three paths that part in a chunk", shape(5, 1, 16), 3, &[200, 205, 330], None),
+        paths("three paths that part in a page", shape(7, 7, 10), 2, &[129, 150, 128], None),
+        paths("eight paths", shape(7, 7, 10), 4, &[256, 257, 258, 259, 260, 261, 262, 300], None),
+        paths("nine paths", shape(14, 2, 64), 4, &[256, 399, 257, 300, 390, 258, 259, 260, 270], None),
+        paths("nine paths within their prompt", shape(6, 2, 10), 6, &[383; 9], None),
+        paths("paths with a window", shape(4, 2, 10), 4, &apart(290), Some(200)),
+        paths("paths with a window behind what they share", shape(6, 2, 10), 4, &apart(300), Some(40)),
+    ]);
     for (name, store) in [("halves", KvType::F16), ("codes", KvType::Q8)] {
+        let nine = [256, 257, 280, 290, 300, 310, 320, 330, 399];
+        cases.push(paths(&format!("{name}, nine paths"), stored(7, 7, 10, store), 4, &nine, Some(350)));
+        cases.push(paths(&format!("{name}, three paths"), stored(6, 2, 10, store), 4, &nine[..3], None));
         let rows = &[(0, 63), (1, 64), (2, 139)];
         cases.push(case(&format!("{name}, odd heads"), stored(7, 7, 10, store), rows, None));
         let far = &[(0, 127), (1, 399), (2, 256)];
@@ -83,6 +97,34 @@ fn sharing(name: &str, shape: KvShape, rows: &[(u32, u32)], window: Option<u32>)
     let table = |pages: [u32; 3], first| pages.into_iter().chain(rest(first)).collect();
     let tables = vec![table([7, 2, 4], 8), table([7, 2, 0], 12), table([7, 5, 3], 16)];
     Case { kv, tables: Some(tables), ..case }
+}
+
+/// A row of each of some sequences, whose first `pages` pages are the same; and one of a sequence with none of them.
+fn paths(name: &str, shape: KvShape, pages: usize, positions: &[u32], window: Option<u32>) -> Case {
+    let rows: Vec<(u32, u32)> = (0..).zip(positions.iter().copied().chain([300])).collect();
+    let sequences = rows.len();
+    let each = pages_for(CONTEXT);
+    let case = case(name, shape, &rows, window);
+    let capacity = Capacity { sequences, pages: sequences * each + 1, ..case.capacity };
+    let random = &mut Random(pages as u64);
+    let everybody: Vec<_> = rows.iter().map(|&(_, position)| (0, position)).collect();
+    let common = cache(shape, &everybody, window, 0, random);
+    let (mut kv, mut tables) = (Vec::new(), Vec::new());
+    for sequence in 0..sequences {
+        let alone = sequence + 1 == sequences;
+        let mut own = cache(shape, &rows, window, sequence as u32, random);
+        let mut table: Vec<u32> = (0..each).map(|page| (sequence * each + page) as u32).collect();
+        if !alone {
+            let shared = pages * PAGE * shape.width();
+            own.iter_mut()
+                .zip(&common)
+                .for_each(|(own, common)| own[..shared].copy_from_slice(&common[..shared]));
+            (0..pages).for_each(|page| table[page] = page as u32);
+        }
+        kv.push((1, sequence as u32, own));
+        tables.push(table);
+    }
+    Case { kv, tables: Some(tables), capacity, ..case }
 }
 
 /// A chunk of a prompt of sequence 1, from this position on.

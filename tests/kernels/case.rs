@@ -82,7 +82,7 @@ impl Case {
     }
 
     /// Pages of each sequence.
-    fn tables(&self) -> Vec<Vec<u32>> {
+    pub(crate) fn tables(&self) -> Vec<Vec<u32>> {
         let (each, pages) = (pages_for(self.capacity.context), self.capacity.pages as u32);
         let scattered = |sequence| (0..each).map(|page| pages - 1 - (page * 3 + sequence) as u32).collect();
         self.tables.clone().unwrap_or_else(|| (0..3).map(scattered).collect())

@@ -43,7 +43,8 @@ impl Case {
     /// Other pages, and pages that are not shared, make no difference.
     fn check_pages(&self, whole: &[Seen], make: Make) -> Result<(), Failure> {
         let each = pages_for(self.capacity.context) as u32;
-        let tables = (0..3).map(|sequence| (sequence * each..(sequence + 1) * each).collect()).collect();
+        let sequences = 0..self.tables().len() as u32;
+        let tables = sequences.map(|sequence| (sequence * each..(sequence + 1) * each).collect()).collect();
         let moved = Self { tables: Some(tables), ..self.clone() };
         self.same("other pages make a difference", whole, &moved.answers(make)?)
     }

@@ -111,6 +111,9 @@ pub struct Counters {
     pub launches: u64,
     /// Rows of steps.
     pub rows: u64,
+    /// Chunks of 128 positions that steps read for attention, in each layer and of each key head: once for all rows that
+    /// a workgroup reads them for (GPU).
+    pub chunks: u64,
     /// Steps that were submitted while another one was not yet collected: the host wrote them ahead.
     pub ahead: u64,
     /// Bytes read back by [`Backend::collect`].

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
+use wattle_policy::Prefix;
 use wattle_shaders::{FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sampled};
 
-use super::{Adapted, Digest, Origin, PageStats, Pages, Room};
+use super::{Adapted, Digest, Origin, PAGE, PageStats, Pages, Room};
 use crate::adapter::Factors;
 use crate::backend::{Backend, Capacity, Step, Ticket};
 use crate::error::{Error, Result};
@@ -135,6 +136,20 @@ impl Ledger {
             }
         }
         step.rows.iter().try_for_each(|row| self.tell(backend, row.sequence))
+    }
+
+    /// What the sequences of a step, whose rows have their pages, share of their first positions.
+    pub fn prefixes(&self, step: &Step) -> BTreeMap<u32, Prefix> {
+        let mut sequences: Vec<u32> = step.rows.iter().map(|row| row.sequence).collect();
+        // Those whose tables begin alike become neighbours.
+        sequences.sort_unstable_by_key(|&sequence| (self.pages.table(sequence), sequence));
+        sequences.dedup();
+        let shared = |pair: &[u32]| {
+            let [one, other] = [pair[0], pair[1]].map(|sequence| self.pages.table(sequence));
+            let pages = one.iter().zip(other).take_while(|(one, other)| one == other).count();
+            (pair[1], Prefix { of: pair[0], positions: (pages * PAGE) as u32 })
+        };
+        sequences.windows(2).map(shared).filter(|(_, prefix)| prefix.positions > 0).collect()
     }
 
     /// Notes where a submitted step draws.

@@ -287,10 +287,8 @@ impl<'a> Coster<'a> {
         let kv = &self.plan.kv;
         let mut seen: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for row in &self.rows {
-            let prefix = self.shape.prefixes.get(&row.sequence).copied().unwrap_or_default();
             for position in span(row, window) {
-                let owner = if position < prefix.positions { prefix.of } else { row.sequence };
-                seen.entry(owner).or_default().insert(position);
+                seen.entry(self.shape.holder(row.sequence, position)).or_default().insert(position);
             }
         }
         let pairs = self.visible(window);

@@ -1,8 +1,8 @@
 // The step as the host wrote it, bound by every kernel: how many rows and samples, then the rows, then the samples.
 // Both are 48 bytes, three vec4u (wattle_shaders::Row, wattle_shaders::Sample).
 
-// [0] = rows, samples, rows of class generated, which come first, chunks; [1 ..] rows; then samples; then the page tables
-// (cache.wgsl)
+// [0] = rows, samples, rows of class generated, which come first, items of attention; [1] = rows that these are of;
+// [2 ..] rows; then samples; then what items are (items.wgsl); behind the room for all that, the page tables (cache.wgsl)
 @group(0) @binding(0) var<storage, read> step: array<vec4u>;
 
 struct Row {
@@ -23,6 +23,9 @@ const NO_INDEX = 0xffffffffu;
 const ROWS = 0u;
 const SAMPLES = 1u;
 
+// Where the rows begin, in vec4us.
+const ROWS_AT = 2u;
+
 // How many rows a tensor of this extent has in this step.
 fn count(extent: u32) -> u32 {
     return step[0][extent];
@@ -33,21 +36,16 @@ fn generated(extent: u32) -> u32 {
     return select(step[0].z, step[0].y, extent == SAMPLES);
 }
 
-// Workgroups that a row's positions are split over, at least as many as its chunks; or 1.
-fn chunks() -> u32 {
-    return step[0].w;
-}
-
 // Row `index` of the step.
 fn step_row(index: u32) -> Row {
-    let at = 1u + index * 3u;
+    let at = ROWS_AT + index * 3u;
     return Row(step[at].x, step[at].y, step[at].z, step[at].w, step[at + 1u], step[at + 2u].x,
         step[at + 2u].y);
 }
 
 // Words 4 * part .. 4 * part + 4 of sample `index`.
 fn sample_words(index: u32, part: u32) -> vec4u {
-    return step[1u + (step[0].x + index) * 3u + part];
+    return step[ROWS_AT + (step[0].x + index) * 3u + part];
 }
 
 // The index of the step's row that line `line` of a tensor of this extent belongs to.

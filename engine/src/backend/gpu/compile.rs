@@ -255,7 +255,8 @@ impl Compiler<'_> {
                 Some(split) => {
                     bindings.extend([write(5, &split.parts), write(6, &split.done)]);
                     let params = params::AttendSplit { attend: params, blocks: split.blocks };
-                    let grid = Grid::Chunks(kv.kv_heads as u64 * u64::from(split.blocks));
+                    let groups = kv.kv_heads as u64 * u64::from(split.blocks);
+                    let grid = Grid::Items { groups, together: split.together };
                     let launch = Launch::new(self, params, bindings, grid)?;
                     let constants = vec![head_dim, ("1", split.heads)];
                     Launch { kernel: self.variant("attend__split")?, constants, ..launch }

@@ -4,6 +4,7 @@ use wattle_shaders::params::{self, function};
 use wattle_shaders::{Kernel, WeightType};
 
 use super::compile::Compiler;
+use super::split::Division;
 use super::tiles::{Products, Shape, Tile};
 use crate::error::Result;
 use crate::model::{Activation, Bits, Dtype, Format, PanelFormat};
@@ -65,8 +66,8 @@ pub(super) fn write(index: u32, buffer: &wgpu::Buffer) -> Binding {
 pub(super) enum Grid {
     /// So many workgroups per line.
     Groups(u64),
-    /// So many workgroups per line, for each chunk that the step splits its sequences into.
-    Chunks(u64),
+    /// So many workgroups per item of attention, and per line that has none; with up to so many rows computed together.
+    Items { groups: u64, together: u32 },
     /// So many invocations per line.
     Elements(u64),
     /// So many outputs per line, in blocks of `block` outputs and several lines; and `more` workgroups per line.
@@ -76,12 +77,15 @@ pub(super) enum Grid {
 }
 
 impl Grid {
-    /// Workgroups for `lines` lines, with the lines (and outputs) of a tile per workgroup, in a step of so many chunks.
-    pub fn workgroups(self, lines: u64, tile: Tile, chunks: u64) -> u64 {
+    /// Workgroups for `lines` lines, with the lines (and outputs) of a tile per workgroup, in a step whose attention is
+    /// divided so.
+    pub fn workgroups(self, lines: u64, tile: Tile, division: Division) -> u64 {
         let columns = u64::from(tile.rows);
         match self {
             Self::Groups(groups) => lines * groups,
-            Self::Chunks(groups) => lines * groups * chunks,
+            Self::Items { groups, .. } => {
+                (u64::from(division.items) + lines - u64::from(division.rows)) * groups
+            }
             Self::Elements(elements) => (lines * elements).div_ceil(LANES),
             Self::Blocks { outputs, block, more } => {
                 outputs.div_ceil(block) * lines.div_ceil(columns) + more * lines

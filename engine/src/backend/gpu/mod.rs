@@ -101,9 +101,12 @@ pub struct GpuBackend {
     tables: PageTables,
     /// Whether the device has older ones.
     tables_changed: Cell<bool>,
-    /// Header, rows and samples of the step, and the page tables behind the most that there may be of these. One is enough for any number of steps in flight: a write is a copy that
-    /// the queue makes between the steps.
+    /// Header, rows and samples of the step and how its attention is divided, and the page tables behind the most that
+    /// there may be of these. One is enough for any number of steps in flight: a write is a copy that the queue makes
+    /// between the steps.
     step: wgpu::Buffer,
+    /// Room for what is written there.
+    words: Cell<Vec<u32>>,
     /// To read it, and to write it.
     step_bindings: [wgpu::BindGroup; 2],
     /// [`wattle_shaders::Sampled`] of the step's samples.
@@ -149,7 +152,7 @@ impl GpuBackend {
 
     fn on(gpu: Arc<Gpu>, capacity: Capacity) -> Result<Self> {
         let tables = PageTables::new(&capacity)?;
-        let step_bytes = step::bytes(capacity.rows, capacity.samples) + size_of_val(tables.all()) as u64;
+        let step_bytes = step::tables_at(&capacity) + size_of_val(tables.all()) as u64;
         let step = gpu.storage("step", step_bytes)?;
         let results = gpu.storage("results", (capacity.samples * step::SAMPLED) as u64)?;
         let (nothing, nowhere) = (gpu.storage("nothing", 16)?, gpu.storage("nowhere", 16)?);
@@ -171,6 +174,7 @@ impl GpuBackend {
             tables,
             tables_changed: Cell::new(true),
             step,
+            words: Cell::default(),
             step_bindings,
             results,
             nothing,

@@ -6,6 +6,7 @@ use wattle_shaders::params;
 
 use super::device::Gpu;
 use super::launch::{Class, Constant, Grid, Launch, NEXT, SITE, stride};
+use super::split::Division;
 use super::tiles::{Tile, columns};
 use crate::backend::validate::{self, StepLimits};
 use crate::backend::{Capacity, Step, Timing};
@@ -23,7 +24,7 @@ pub(super) struct Dispatch {
     pub launch: Launch,
 }
 
-/// How a launch runs with up to so many lines. Its pipeline is made when a step first needs it: most engines never see
+/// How a launch runs with up to so many lines (attention: rows of an item). Its pipeline is made when a step first needs it: most engines never see
 /// most widths, and compilers take seconds and megabytes.
 pub(super) struct Variant {
     upto: u32,
@@ -39,9 +40,9 @@ impl Variant {
 }
 
 impl Dispatch {
-    /// The pipeline and the workgroups for a step of so many chunks; `None` if there is nothing to do. Every pipeline
-    /// sums in the same order.
-    pub fn of(&self, gpu: &Gpu, step: &Step, chunks: u32) -> Option<(&wgpu::ComputePipeline, u64)> {
+    /// The pipeline and the workgroups for a step whose attention is divided so; `None` if there is nothing to do. Every
+    /// pipeline sums in the same order.
+    pub fn of(&self, gpu: &Gpu, step: &Step, division: Division) -> Option<(&wgpu::ComputePipeline, u64)> {
         let all = validate::lines(self.launch.extent, step);
         let lines = match (self.launch.class, self.launch.extent) {
             (None, _) | (Some(Class::Generated), Extent::Samples) => all,
@@ -49,9 +50,13 @@ impl Dispatch {
             (Some(Class::Prompt), Extent::Samples) => 0,
             (Some(Class::Prompt), Extent::Rows) => all - step.generated(),
         };
-        let enough = self.variants.partition_point(|variant| (variant.upto as usize) < lines);
+        let size = match self.launch.grid {
+            Grid::Items { .. } => division.most as usize,
+            _ => lines,
+        };
+        let enough = self.variants.partition_point(|variant| (variant.upto as usize) < size);
         let variant = self.variants.get(enough).or(self.variants.last())?;
-        let groups = self.launch.grid.workgroups(lines as u64, variant.tile, u64::from(chunks));
+        let groups = self.launch.grid.workgroups(lines as u64, variant.tile, division);
         let make = || gpu.pipelines.pipeline(gpu, &self.launch, &variant.constants);
         (groups > 0).then(|| (variant.pipeline.get_or_init(make), groups))
     }
@@ -170,6 +175,16 @@ pub(super) fn variants(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<Va
         (Grid::Blocks { .. }, _) => {
             let of_width = |(upto, tile): (u32, Tile)| Variant::new(upto, tile, vec![("0", tile.rows)]);
             columns(lines).into_iter().map(of_width).collect()
+        }
+        (Grid::Items { together, .. }, _) => {
+            // Where rows share nothing, room for several of them would be wasted.
+            let of_rows = |(upto, rows): (u32, u32)| {
+                let constants = launch.constants.iter().copied().chain([("2", rows)]).collect();
+                Variant::new(upto, Tile::ONE, constants)
+            };
+            let mut widths = vec![(1, 1), (u32::MAX, together)];
+            widths.dedup_by_key(|(_, rows)| *rows);
+            widths.into_iter().map(of_rows).collect()
         }
         _ => vec![Variant::new(u32::MAX, Tile::ONE, launch.constants.clone())],
     }

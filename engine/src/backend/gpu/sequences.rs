@@ -87,7 +87,7 @@ impl Sequences {
             head_dim: self.shape.head_dim as u32,
             first: heads.first as u32,
             heads: heads.count as u32,
-            tables: (step::bytes(self.capacity.rows, self.capacity.samples) / 16) as u32,
+            tables: (step::tables_at(&self.capacity) / 16) as u32,
             stride: pages_for(self.capacity.context) as u32,
             _pad: [0; 2],
         }

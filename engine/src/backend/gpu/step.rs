@@ -10,8 +10,9 @@ use super::GpuBackend;
 use super::device::Mapped;
 use super::launch::stride;
 use super::prepared::Prepared;
+use super::split::{self, Division};
 use super::timing::Stamps;
-use crate::backend::{Doors, PlanHandle, Step, Ticket, validate};
+use crate::backend::{Capacity, Doors, PlanHandle, Step, Ticket, validate};
 use crate::error::{Error, Result};
 use crate::plan::TensorId;
 
@@ -23,9 +24,10 @@ const IN_FLIGHT: usize = 3;
 const GUARD: u64 = 64;
 const GUARD_BYTE: u8 = 0xA5;
 
-/// Bytes of the step buffer.
-pub(super) fn bytes(rows: usize, samples: usize) -> u64 {
-    (STEP_HEADER * 4 + rows * size_of::<Row>() + samples * size_of::<Sample>()) as u64
+/// Where the step buffer has the page tables: behind all else that steps have at most.
+pub(super) fn tables_at(capacity: &Capacity) -> u64 {
+    let words = STEP_HEADER + split::words(capacity);
+    (words * 4 + capacity.rows * size_of::<Row>() + capacity.samples * size_of::<Sample>()) as u64
 }
 
 /// A step that was submitted and not collected.
@@ -51,10 +53,11 @@ impl GpuBackend {
             self.gpu.device.destroy();
         }
         self.gpu.check()?;
-        self.write_step(step);
+        let division = self.write_step(step);
         let stamps = if self.timing { Stamps::new(&self.gpu, range.len()) } else { None };
         let mut encoder = self.encoder();
-        let launches = self.pass(&mut encoder, self.prepared(handle)?, step, range, stamps.as_ref())?;
+        let launches =
+            self.pass(&mut encoder, self.prepared(handle)?, step, division, range, stamps.as_ref())?;
         let bytes = (step.samples.len() * SAMPLED) as u64;
         let staging = self.staging.pop();
         let staging = staging.unwrap_or_else(|| self.gpu.staging((self.capacity.samples * SAMPLED) as u64));
@@ -71,6 +74,7 @@ impl GpuBackend {
         self.counters.submits += 1;
         self.counters.passes += 1;
         self.counters.launches += launches;
+        self.counters.chunks += division.chunks;
         let ticket = self.counters.steps;
         self.in_flight.push_back(InFlight { ticket, plan: handle, submission, results, stamps });
         self.gpu.check()?;
@@ -114,13 +118,13 @@ impl GpuBackend {
             self.poison(prepared);
         }
         self.import(prepared, doors);
-        self.write_step(step);
+        let division = self.write_step(step);
         let mut encoder = self.encoder();
         let mut start = doors.range.start;
         let mut taps = Vec::new();
         for index in doors.range.clone() {
             for id in prepared.plan.ops[index].outputs().filter(|id| doors.taps.contains(id)) {
-                self.pass(&mut encoder, prepared, step, start..index + 1, None)?;
+                self.pass(&mut encoder, prepared, step, division, start..index + 1, None)?;
                 start = index + 1;
                 let tensor = prepared.plan.tensor(id);
                 let bytes = (validate::lines(tensor.extent, step) * stride(tensor.width) * 4) as u64;
@@ -135,7 +139,7 @@ impl GpuBackend {
         // Taps break the pass, and what breaks a pass is no part of the ops' times.
         let timed = self.timing && taps.is_empty();
         let stamps = if timed { Stamps::new(&self.gpu, doors.range.len()) } else { None };
-        self.pass(&mut encoder, prepared, step, start..doors.range.end, stamps.as_ref())?;
+        self.pass(&mut encoder, prepared, step, division, start..doors.range.end, stamps.as_ref())?;
         let stamps = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
         let submission = self.gpu.queue.submit([encoder.finish()]);
         let stamps = stamps.map(Mapped::all);
@@ -158,25 +162,28 @@ impl GpuBackend {
         self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") })
     }
 
-    /// Writes header, rows and samples, and the page tables if they changed.
-    pub(super) fn write_step(&self, step: &Step) {
-        let (rows, samples) = (step.rows.len() as u32, step.samples.len() as u32);
-        let mut bytes = Vec::with_capacity(self::bytes(step.rows.len(), step.samples.len()) as usize);
-        let header: [u32; STEP_HEADER] = [rows, samples, step.generated() as u32, self.chunks(step)];
-        bytes.extend_from_slice(bytemuck::cast_slice(&header));
-        bytes.extend_from_slice(bytemuck::cast_slice(&step.rows));
-        bytes.extend_from_slice(bytemuck::cast_slice(&step.samples));
-        self.gpu.queue.write_buffer(&self.step, 0, &bytes);
+    /// Writes header, rows, samples and how attention is divided, and the page tables if they changed.
+    pub(super) fn write_step(&self, step: &Step) -> Division {
+        let mut words = self.words.take();
+        words.clear();
+        words.resize(STEP_HEADER, 0);
+        words.extend_from_slice(bytemuck::cast_slice(&step.rows));
+        words.extend_from_slice(bytemuck::cast_slice(&step.samples));
+        let split = self.sequences.as_ref().and_then(|sequences| sequences.split.as_ref());
+        let division = match split {
+            Some(split) => split.divide(step, &self.tables, &mut words),
+            None => Division::whole(&step.rows),
+        };
+        let counts = [step.rows.len() as u32, step.samples.len() as u32, step.generated() as u32];
+        words[..3].copy_from_slice(&counts);
+        words[3..5].copy_from_slice(&[division.items, division.rows]);
+        self.gpu.queue.write_buffer(&self.step, 0, bytemuck::cast_slice(&words));
+        self.words.set(words);
         if self.tables_changed.take() {
-            let at = self::bytes(self.capacity.rows, self.capacity.samples);
+            let at = tables_at(&self.capacity);
             self.gpu.queue.write_buffer(&self.step, at, bytemuck::cast_slice(self.tables.all()));
         }
-    }
-
-    /// The chunks that attention splits the step's sequences into.
-    fn chunks(&self, step: &Step) -> u32 {
-        let split = self.sequences.as_ref().and_then(|sequences| sequences.split.as_ref());
-        split.map_or(1, |split| split.chunks(&step.rows))
+        division
     }
 
     /// Encodes ops as one pass; how many launches that were.
@@ -185,19 +192,19 @@ impl GpuBackend {
         encoder: &mut wgpu::CommandEncoder,
         prepared: &Prepared,
         step: &Step,
+        division: Division,
         range: Range<usize>,
         stamps: Option<&Stamps>,
     ) -> Result<u64> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let mut closes = None;
         let mut launches = 0;
-        let chunks = self.chunks(step);
         for (index, op) in prepared.ops[range].iter().enumerate() {
             if let Some(stamps) = stamps {
                 stamps.write(&mut pass, index);
             }
             for dispatch in op {
-                let Some((pipeline, groups)) = dispatch.of(&self.gpu, step, chunks) else { continue };
+                let Some((pipeline, groups)) = dispatch.of(&self.gpu, step, division) else { continue };
                 let [x, y, z] = self.fold(groups)?;
                 pass.set_pipeline(pipeline);
                 if closes.replace(dispatch.launch.closes) != Some(dispatch.launch.closes) {

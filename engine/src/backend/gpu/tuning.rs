@@ -12,6 +12,7 @@ use super::GpuBackend;
 use super::device::{DeviceInfo, Mapped};
 use super::launch::Launch;
 use super::prepared::{Dispatch, variants};
+use super::split::Division;
 use super::tiles::{FEW, Shape, Tile};
 use super::timing::Stamps;
 use crate::backend::Step;
@@ -160,7 +161,7 @@ impl GpuBackend {
         let launch: &Launch = &dispatch.launch;
         let pipeline = self.gpu.pipelines.pipeline(&self.gpu, launch, &tile.constants());
         let stamps = Stamps::new(&self.gpu, RUNS).ok_or_else(missing)?;
-        let [x, y, z] = self.fold(launch.grid.workgroups(u64::from(lines), tile, 1))?;
+        let [x, y, z] = self.fold(launch.grid.workgroups(u64::from(lines), tile, Division::default()))?;
         let mut encoder = self.encoder();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_pipeline(&pipeline);
