@@ -69,7 +69,8 @@ impl Scheme {
         });
         features.extend(ends.iter().flat_map(|end| end.map_or([0.0; FORECAST], |(_, forecast)| forecast)));
         let shares = ends.map(|end| end.map_or(f64::NAN, |(share, _)| share));
-        features.push(bounded(admitted(range, shares, gate) / 2.0));
+        // Bounded at nine layers: the paper's devices allow up to six beyond their fewest, and those too must be told apart.
+        features.push(bounded(admitted(range, shares, gate) / 3.0));
         features
     }
 }

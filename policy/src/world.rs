@@ -24,7 +24,8 @@ const MEDIAN_OF: usize = 400;
 pub enum Split {
     /// Lengths, grids, heat and charge that a policy is trained on.
     Train,
-    /// Others, that it is scored on: other lengths, real countries' grids, hotter and colder days.
+    /// Others, that it is scored on: other lengths, real countries' grids, hotter and colder days, emptier and fuller
+    /// batteries.
     Test,
 }
 
@@ -127,16 +128,18 @@ impl World {
     /// Draws the state of a device and the length of a request.
     pub fn draw(&self, cell: Cell, split: Split, random: &mut Random) -> Situation {
         let profile = &self.profiles[cell.device];
-        let (length, grid, ambient_c) = match split {
+        let (length, grid, ambient_c, battery) = match split {
             Split::Train => (
                 random.below(self.trained),
                 (random.between(TRAINED_GRIDS[0].ln(), TRAINED_GRIDS[1].ln())).exp(),
                 random.between(12.0, 36.0),
+                [0.1, 0.95],
             ),
             Split::Test => (
                 self.trained + random.below(self.lengths.len() - self.trained),
                 self.grids[random.below(self.grids.len())],
                 random.between(8.0, 38.0),
+                [0.02, 1.0],
             ),
         };
         let limit_c = profile.throttle.surface_limit_c;
@@ -144,7 +147,8 @@ impl World {
         let heat = random.unit() * random.unit();
         let surface_c = ambient_c + heat * (limit_c - ambient_c).max(0.0);
         let temperatures = Temperatures { surface_c, junction_c: surface_c + random.between(0.0, 8.0) };
-        let battery = if profile.battery_wh > 0.0 { random.between(0.03, 1.0) } else { 1.0 };
+        let charge = random.between(battery[0], battery[1]);
+        let battery = if profile.battery_wh > 0.0 { charge } else { 1.0 };
         let length = length.min(self.lengths.len() - 1);
         let conditions = Conditions { temperatures, ambient_c, battery, grid_mg_per_wh: grid };
         Situation { cell, length, conditions }

@@ -1,7 +1,5 @@
 //! The page tables that a backend was told.
 
-use std::ops::Range;
-
 use super::{Capacity, Step, validate};
 use crate::cache::{PAGE, pages_for};
 use crate::error::{Error, Result};
@@ -66,13 +64,15 @@ impl PageTables {
     }
 
     /// The pages of a sequence.
+    #[cfg(feature = "gpu")]
     pub fn table(&self, sequence: u32) -> &[u32] {
         let at = sequence as usize;
         &self.pages[at * self.stride..][..self.lens[at]]
     }
 
     /// Some pages of a sequence, as far as it has them.
-    pub fn part(&self, sequence: u32, range: Range<usize>) -> &[u32] {
+    #[cfg(feature = "gpu")]
+    pub fn part(&self, sequence: u32, range: std::ops::Range<usize>) -> &[u32] {
         let table = self.table(sequence);
         let end = range.end.min(table.len());
         &table[range.start.min(end)..end]

@@ -148,6 +148,10 @@ impl Window {
     ///
     /// # Errors
     /// Those of `work`.
+    #[cfg_attr(
+        not(any(feature = "gpu", test)),
+        allow(dead_code, reason = "only the device suite has work to measure")
+    )]
     pub fn during<T>(
         counter: &mut (impl EnergyCounter + Send),
         work: impl FnOnce() -> Result<T>,
