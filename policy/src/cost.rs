@@ -1,7 +1,7 @@
 //! What an op costs, as numbers that a plan knows before anything runs.
 
 use std::collections::BTreeMap;
-use std::ops::{Add, AddAssign, Mul};
+use std::ops::{Add, AddAssign, Mul, Range};
 
 /// One row (token) of a step, as far as its cost depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,17 +71,21 @@ impl StepShape {
         self
     }
 
-    /// The sequence whose memory holds a position of this one: its own, or that of whom it shares it with.
-    pub fn holder(&self, sequence: u32, position: u32) -> u32 {
-        let mut holder = sequence;
+    /// Whose memory holds these positions of a sequence: its own, or that of whom it shares them with; the last ones first.
+    pub fn held(&self, sequence: u32, positions: Range<u32>) -> Vec<(u32, Range<u32>)> {
+        let (mut held, mut holder, mut positions) = (Vec::new(), sequence, positions);
         // No chain is longer than there are links, unless it is a ring.
         for _ in 0..self.prefixes.len() {
-            match self.prefixes.get(&holder) {
-                Some(prefix) if position < prefix.positions && prefix.of != holder => holder = prefix.of,
-                _ => break,
+            let prefix = self.prefixes.get(&holder).filter(|prefix| prefix.of != holder);
+            let Some(prefix) = prefix.filter(|prefix| positions.start < prefix.positions) else { break };
+            if prefix.positions < positions.end {
+                held.push((holder, prefix.positions..positions.end));
+                positions.end = prefix.positions;
             }
+            holder = prefix.of;
         }
-        holder
+        held.push((holder, positions));
+        held
     }
 
     /// How many rows have their logits computed.
@@ -206,14 +210,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_is_held_by_the_last_of_a_chain_that_shares_it() {
+    fn positions_are_held_by_the_last_of_a_chain_that_shares_them() {
         let links = [(1, 0, 64), (2, 1, 128), (3, 3, 9), (4, 5, 7), (5, 4, 7)];
         let prefixes = links.map(|(sequence, of, positions)| (sequence, Prefix { of, positions })).into();
         let shape = StepShape { prefixes, ..StepShape::default() };
-        let holders = |sequence| [0, 63, 64, 127, 128].map(|position| shape.holder(sequence, position));
-        assert_eq!((holders(0), holders(1)), ([0; 5], [0, 0, 1, 1, 1]));
-        assert_eq!((holders(2), holders(3)), ([0, 0, 1, 1, 2], [3; 5]));
+        assert_eq!(shape.held(0, 0..200), [(0, 0..200)]);
+        assert_eq!(shape.held(1, 0..65), [(1, 64..65), (0, 0..64)]);
+        assert_eq!(shape.held(1, 0..64), [(0, 0..64)]);
+        assert_eq!(shape.held(2, 0..200), [(2, 128..200), (1, 64..128), (0, 0..64)]);
+        assert_eq!(shape.held(2, 100..120), [(1, 100..120)], "a window");
+        assert_eq!(shape.held(3, 0..20), [(3, 0..20)]);
         // A ring ends somewhere.
-        assert!([4, 5].contains(&shape.holder(4, 0)));
+        let ring = shape.held(4, 0..9);
+        assert_eq!(ring[0], (4, 7..9));
+        assert_eq!(ring[1].1, 0..7);
     }
 }

@@ -4,6 +4,7 @@
 //! twins' counting views count. A multiply-add is two flops; elementwise functions count a handful, as noted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use wattle_policy::{CostSource, OpCost, RowShape, StepShape, layer_of};
 use wattle_shaders::OUTSIDE_LAYERS;
@@ -285,14 +286,14 @@ impl<'a> Coster<'a> {
     /// Each position is read once, however many rows attend to it, and however many sequences share it.
     fn attend(&self, window: Option<u32>) -> OpCost {
         let kv = &self.plan.kv;
-        let mut seen: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        let mut seen: BTreeMap<u32, Vec<Range<u32>>> = BTreeMap::new();
         for row in &self.rows {
-            for position in span(row, window) {
-                seen.entry(self.shape.holder(row.sequence, position)).or_default().insert(position);
+            for (holder, positions) in self.shape.held(row.sequence, span(row, window)) {
+                seen.entry(holder).or_default().push(positions);
             }
         }
         let pairs = self.visible(window);
-        let distinct: u64 = seen.values().map(|positions| positions.len() as u64).sum();
+        let distinct: u64 = seen.into_values().map(covered).sum();
         let q_width = kv.q_width() as u64;
         OpCost {
             kv_read_bytes: distinct * 2 * kv.position_bytes() as u64,
@@ -304,11 +305,23 @@ impl<'a> Coster<'a> {
 
     /// Positions that rows see, summed.
     pub fn visible(&self, window: Option<u32>) -> u64 {
-        self.rows.iter().map(|row| span(row, window).count() as u64).sum()
+        self.rows.iter().map(|row| span(row, window).len() as u64).sum()
     }
 }
 
 /// The positions that a row sees.
-fn span(row: &RowShape, window: Option<u32>) -> std::ops::RangeInclusive<u32> {
-    window.map_or(0, |window| (row.position + 1).saturating_sub(window))..=row.position
+fn span(row: &RowShape, window: Option<u32>) -> Range<u32> {
+    let end = row.position.saturating_add(1);
+    window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
+/// How many positions there are in ranges that may overlap.
+fn covered(mut ranges: Vec<Range<u32>>) -> u64 {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let (mut sum, mut end) = (0, 0);
+    for range in ranges {
+        sum += u64::from(range.end.saturating_sub(range.start.max(end)));
+        end = end.max(range.end);
+    }
+    sum
 }

@@ -140,9 +140,9 @@ mod tests {
     #[test]
     fn fewer_bits_take_less_and_most_where_answers_are_long() {
         let profile = Profile::named("laptop").unwrap();
-        let f16 = price("tiny", STORED, &profile, None).unwrap();
+        let f16 = price("qwen2.5-0.5b", STORED, &profile, None).unwrap();
         assert_eq!(f16.of_stored, [1.0, 1.0]);
-        let q4 = price("tiny", FOUR_BITS, &profile, Some(f16.joules)).unwrap();
+        let q4 = price("qwen2.5-0.5b", FOUR_BITS, &profile, Some(f16.joules)).unwrap();
         assert!(q4.weight_bytes < f16.weight_bytes);
         assert!(q4.of_stored[1] < q4.of_stored[0] && q4.of_stored[0] < 1.0, "{q4:?}");
         assert_eq!(steps(3).len(), BATCH + 2);
