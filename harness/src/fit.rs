@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use wattle_policy::{Coefficients, OpCost};
 
 use crate::error::{Error, Result};
-use crate::table::Table;
+use crate::table::{Table, percent};
 
 /// Work of one kernel that was repeated while a counter counted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,7 +111,7 @@ impl Validation {
             ("time × power", self.time_and_power),
         ];
         for (name, accuracy) in models {
-            let error = format!("{:.1} %", accuracy.mean_error * 100.0);
+            let error = percent(accuracy.mean_error);
             table.row([name.to_owned(), error, format!("{:.3}", accuracy.rank_correlation)]);
         }
         table

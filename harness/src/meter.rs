@@ -53,6 +53,21 @@ pub(crate) fn median_and_spread(mut values: Vec<f64>) -> (f64, f64) {
     (median, if median > 0.0 { (high - low) / median } else { 0.0 })
 }
 
+/// Mean and standard deviation (n − 1) of values; 0 without enough of them.
+pub(crate) fn mean_sd(values: &[f64]) -> [f64; 2] {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n.max(1.0);
+    let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
+    [mean, if n > 1.0 { (squares / (n - 1.0)).sqrt() } else { 0.0 }]
+}
+
+/// Mean and half of its 95 % interval (Student's t); 0 without enough values.
+pub(crate) fn interval(values: &[f64]) -> [f64; 2] {
+    let [mean, sd] = mean_sd(values);
+    let n = values.len();
+    [mean, if n > 1 { t_95(n - 1) * sd / (n as f64).sqrt() } else { 0.0 }]
+}
+
 /// The mean of paired ratios (geometric), and the interval in which it lies with a probability of 95 %.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio {
@@ -66,22 +81,14 @@ impl Ratio {
     /// unknown variance (Student's t). `None` where there is no usable ratio.
     pub fn of(ratios: &[f64]) -> Option<Self> {
         let logs: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).filter(|log| log.is_finite()).collect();
-        let n = logs.len() as f64;
-        if logs.is_empty() {
-            return None;
-        }
-        let mean = logs.iter().sum::<f64>() / n;
-        let interval = (logs.len() > 1).then(|| {
-            let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (n - 1.0);
-            let half = t_95(logs.len() - 1) * (variance / n).sqrt();
-            [(mean - half).exp(), (mean + half).exp()]
-        });
-        Some(Self { mean: mean.exp(), interval })
+        let [mean, half] = interval(&logs);
+        let ends = || [(mean - half).exp(), (mean + half).exp()];
+        (!logs.is_empty()).then(|| Self { mean: mean.exp(), interval: (logs.len() > 1).then(ends) })
     }
 }
 
 /// Between −t and t lie 95 % of Student's distribution with so many (at least 1) degrees of freedom.
-pub(crate) fn t_95(degrees: usize) -> f64 {
+fn t_95(degrees: usize) -> f64 {
     const FIRST: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
     // Further on three terms of its expansion (Abramowitz & Stegun 26.7.5) are exact to some ten-thousandths.
     let expansion = |n: f64| 1.959_96 + (2.372_3 + (2.822_5 + 2.555_9 / n) / n) / n;

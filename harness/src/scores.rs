@@ -88,8 +88,13 @@ pub(crate) fn seed_of(seed: u64, cell: Cell) -> u64 {
     seed.wrapping_mul(0x9E37_79B9).wrapping_add(index)
 }
 
-fn row(world: &World, policy: &TrainedPolicy, split: Split, seed: u64, cell: Cell) -> Row {
+/// A cell's situations: the same for everybody who chooses.
+pub(crate) fn situations(world: &World, split: Split, seed: u64, cell: Cell) -> Vec<Situation> {
     let mut random = Random(seed_of(seed, cell));
+    (0..SITUATIONS).map(|_| world.draw(cell, split, &mut random)).collect()
+}
+
+fn row(world: &World, policy: &TrainedPolicy, split: Split, seed: u64, cell: Cell) -> Row {
     let (model, choices) = (world.scheme.model(cell), world.choices(cell));
     let mut row = Row {
         device: world.profiles[cell.device].name.clone(),
@@ -98,8 +103,7 @@ fn row(world: &World, policy: &TrainedPolicy, split: Split, seed: u64, cell: Cel
         measured_quality: world.scheme.quality(cell).is_measured(),
         ..Row::default()
     };
-    for _ in 0..SITUATIONS {
-        let situation = world.draw(cell, split, &mut random);
+    for situation in situations(world, split, seed, cell) {
         let chosen = policy.choose(cell, &world.case(&situation));
         add(&mut row, world, &situation, chosen, &choices);
     }

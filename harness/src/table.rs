@@ -56,6 +56,11 @@ impl Table {
     }
 }
 
+/// A share as a cell shows it.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

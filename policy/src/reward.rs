@@ -146,9 +146,7 @@ mod tests {
     }
 
     fn tablet() -> (Profile, Conditions) {
-        let temperatures = Temperatures::even(25.0);
-        let conditions = Conditions { temperatures, ambient_c: 25.0, battery: 1.0, grid_mg_per_wh: 475.0 };
-        (Profile::named("tablet").unwrap(), conditions)
+        (Profile::named("tablet").unwrap(), Conditions::rested(25.0, 475.0))
     }
 
     #[test]

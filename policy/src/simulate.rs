@@ -28,6 +28,13 @@ pub struct Conditions {
     pub grid_mg_per_wh: f64,
 }
 
+impl Conditions {
+    /// Of a device that has rested in this air, with a full battery.
+    pub fn rested(ambient_c: f64, grid_mg_per_wh: f64) -> Self {
+        Self { temperatures: Temperatures::even(ambient_c), ambient_c, battery: 1.0, grid_mg_per_wh }
+    }
+}
+
 /// What an inference took.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Outcome {
@@ -186,8 +193,7 @@ mod tests {
     use crate::workload::tests::workload;
 
     fn conditions(temperature_c: f64) -> Conditions {
-        let temperatures = Temperatures::even(temperature_c);
-        Conditions { temperatures, ambient_c: temperature_c, battery: 1.0, grid_mg_per_wh: 475.0 }
+        Conditions::rested(temperature_c, 475.0)
     }
 
     #[test]

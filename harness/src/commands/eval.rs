@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::prompt::expected_tokens;
 use crate::report::quant_name;
 use crate::session::{Session, Source};
-use crate::table::Table;
+use crate::table::{Table, percent};
 use crate::tasks::{self, LabelScores, Problem, Task};
 
 /// Problems that run at the same time.
@@ -209,7 +209,6 @@ fn table(runs: &[Run]) -> Table {
         "joules",
         "tier",
     ]);
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
     for run in runs {
         let score = |pick: fn(&LabelScores) -> f64| {
             run.labels.as_ref().map(|scores| percent(pick(scores))).unwrap_or_default()

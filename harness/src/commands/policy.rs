@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::scores::{self, Row};
 use crate::shipped;
 use crate::simulated;
-use crate::table::Table;
+use crate::table::{Table, percent};
 
 /// Arguments of `policy`.
 #[derive(Debug, clap::Args)]
@@ -277,7 +277,7 @@ pub(crate) fn rows_table(rows: &[Row]) -> Table {
             reward(row.always_min_reward),
             reward(row.always_max_reward),
             reward(row.random_reward),
-            format!("{:.1} %", row.regret * 100.0),
+            percent(row.regret),
             format!("{:.1}", row.layers),
             format!("{:.2}", row.inf_per_j),
             format!("{:.4}", row.operational_mg),

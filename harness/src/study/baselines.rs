@@ -3,14 +3,13 @@
 use std::io::Write;
 use std::path::Path;
 
-use wattle_policy::world::Split;
-
 use super::page::Page;
 use super::plot::{self, Titles};
-use super::{SIMULATED, Subject, mean_sd};
+use super::{SIMULATED, Subject};
 use crate::commands::rows_table;
 use crate::error::Result;
-use crate::scores::{self, Row};
+use crate::meter::mean_sd;
+use crate::scores::Row;
 use crate::table::Table;
 
 /// Who chooses, and what it earns.
@@ -25,12 +24,12 @@ const CHOOSERS: [Chooser; 5] = [
 
 /// Runs it.
 pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<()> {
-    let rows = scores::rows(subject.world, subject.policy, Split::Test, subject.seed);
+    let rows = subject.rows();
     let mut page =
         Page::new("baselines", "A learned policy against fixed choices, chance and the best there is");
     page.note(SIMULATED);
     page.note(verdict(&rows));
-    let names: Vec<String> = subject.world.profiles.iter().map(|profile| profile.name.clone()).collect();
+    let names = subject.devices();
     let regrets = |pick: fn(&Row) -> f64| {
         let device = |name: &String| {
             let own = rows.iter().filter(|row| &row.device == name);

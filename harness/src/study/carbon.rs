@@ -4,14 +4,13 @@ use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
-use wattle_policy::Random;
-use wattle_policy::world::Split;
 
 use super::page::Page;
 use super::plot::{self, Series, Titles};
-use super::{SIMULATED, Subject, mean_sd};
+use super::{SIMULATED, Subject};
 use crate::error::Result;
-use crate::scores::{SITUATIONS, seed_of};
+use crate::meter::mean_sd;
+use crate::scores::SITUATIONS;
 use crate::table::Table;
 
 const BINS: usize = 40;
@@ -39,10 +38,8 @@ pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<
     let mut points = Vec::new();
     let mut drawn: Vec<[Vec<f64>; 2]> = vec![Default::default(); world.profiles.len()];
     for cell in world.scheme.cells() {
-        let mut random = Random(seed_of(subject.seed, cell));
         let (mut sums, model) = ([0.0; 3], world.scheme.model(cell));
-        for _ in 0..SITUATIONS {
-            let situation = world.draw(cell, Split::Test, &mut random);
+        for situation in subject.situations(cell) {
             let choice = subject.policy.choose(cell, &world.case(&situation));
             let Some((outcome, reward)) = world.judge(&situation, choice) else { continue };
             let [operational, total] = &mut drawn[cell.device];

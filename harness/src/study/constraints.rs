@@ -4,14 +4,11 @@ use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
-use wattle_policy::Random;
-use wattle_policy::world::Split;
 
 use super::page::Page;
 use super::plot::{self, Titles};
 use super::{SIMULATED, Subject};
 use crate::error::Result;
-use crate::scores::{SITUATIONS, seed_of};
 use crate::table::Table;
 
 /// The limits, in the order of [`wattle_policy::reward::Reward::penalties`].
@@ -59,9 +56,7 @@ pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<
         .flat_map(|device| (0..WHO.len()).map(move |who| line(device, who)))
         .collect();
     for cell in world.scheme.cells() {
-        let mut random = Random(seed_of(subject.seed, cell));
-        for _ in 0..SITUATIONS {
-            let situation = world.draw(cell, Split::Test, &mut random);
+        for situation in subject.situations(cell) {
             let chosen = subject.policy.choose(cell, &world.case(&situation));
             for (who, choice) in [chosen, world.least(cell), world.most(cell)].into_iter().enumerate() {
                 let Some((_, reward)) = world.judge(&situation, choice) else { continue };
@@ -79,7 +74,7 @@ pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<
          the paper counts 24 violations on the tablet and 33 on the headset in 500 episodes, without its limits, and \
          says \"near-perfect\" of the others.",
     );
-    let names: Vec<String> = world.profiles.iter().map(|profile| profile.name.clone()).collect();
+    let names = subject.devices();
     let bars = KINDS.iter().enumerate().map(|(kind, name)| {
         let policy = lines.iter().filter(|line| line.who == WHO[0]);
         ((*name).to_owned(), policy.map(|line| [line.kept(kind), 0.0]).collect())

@@ -12,8 +12,9 @@ use wattle_policy::world::{Situation, Split, World};
 
 use super::page::Page;
 use super::plot::{self, Series, Titles};
-use super::{SIMULATED, Subject, interval, mean_sd};
+use super::{SIMULATED, Subject};
 use crate::error::Result;
+use crate::meter::{interval, mean_sd};
 use crate::scores::seed_of;
 use crate::table::Table;
 
@@ -101,7 +102,7 @@ pub(super) fn run(subject: &Subject, days: u64, dir: &Path, out: &mut dyn Write)
         training.steps, training.scenario
     ));
     page.note(verdict(&lines));
-    let names: Vec<String> = subject.world.profiles.iter().map(|profile| profile.name.clone()).collect();
+    let names = subject.devices();
     let bars = Who::ALL[1..].iter().map(|who| {
         let own = lines.iter().filter(|line| line.who == who.name());
         (who.name().to_owned(), own.map(|line| line.policy_ahead).collect())

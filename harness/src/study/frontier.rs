@@ -7,13 +7,13 @@ use serde::Serialize;
 use wattle_policy::Grid;
 use wattle_policy::scheme::Cell;
 use wattle_policy::simulate::Conditions;
-use wattle_policy::thermal::Temperatures;
 use wattle_policy::world::Situation;
 
 use super::page::Page;
 use super::plot::{self, Series, Titles};
 use super::{SIMULATED, Subject};
 use crate::error::Result;
+use crate::meter::mean_sd;
 use crate::table::Table;
 
 /// Of [`wattle_policy::world::World::lengths`]: the one in the middle of those that a policy is trained on.
@@ -71,12 +71,7 @@ pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<
 fn of_cell(subject: &Subject, cell: Cell, grid: &Grid) -> Vec<Point> {
     let (world, [_, most]) = (subject.world, subject.world.range(cell));
     let profile = &world.profiles[cell.device];
-    let conditions = Conditions {
-        temperatures: Temperatures::even(AMBIENT_C),
-        ambient_c: AMBIENT_C,
-        battery: 1.0,
-        grid_mg_per_wh: grid.mg_per_wh,
-    };
+    let conditions = Conditions::rested(AMBIENT_C, grid.mg_per_wh);
     let situation = Situation { cell, length: LENGTH, conditions };
     let model = world.scheme.model(cell);
     let point = |layers| {
@@ -105,7 +100,7 @@ fn by_device(subject: &Subject, points: &[Point], pick: fn(&Point) -> f64) -> Ve
         let most = own.iter().map(|point| point.layers).max().unwrap_or(0);
         let mean = |layers| {
             let values: Vec<f64> = own.iter().filter(|p| p.layers == layers).map(|p| pick(p)).collect();
-            [layers as f64, super::mean_sd(&values)[0]]
+            [layers as f64, mean_sd(&values)[0]]
         };
         Series::new(&profile.name, (0..=most).map(mean).collect())
     };

@@ -19,10 +19,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use wattle_policy::TrainedPolicy;
-use wattle_policy::world::World;
+use wattle_policy::scheme::Cell;
+use wattle_policy::world::{Situation, Split, World};
 
 use crate::error::Result;
-use crate::{meter, policy, shipped, simulated};
+use crate::scores::{self, Row};
+use crate::{policy, shipped, simulated};
 
 /// Arguments of `study`.
 #[derive(Debug, clap::Args)]
@@ -120,6 +122,23 @@ struct Subject<'a> {
     seed: u64,
 }
 
+impl Subject<'_> {
+    /// Names of the devices.
+    fn devices(&self) -> Vec<String> {
+        self.world.profiles.iter().map(|profile| profile.name.clone()).collect()
+    }
+
+    /// Situations of a cell that the policy was not trained on.
+    fn situations(&self, cell: Cell) -> Vec<Situation> {
+        scores::situations(self.world, Split::Test, self.seed, cell)
+    }
+
+    /// How the policy does there, cell by cell.
+    fn rows(&self) -> Vec<Row> {
+        scores::rows(self.world, self.policy, Split::Test, self.seed)
+    }
+}
+
 fn subject(args: &Args) -> Result<(Arc<World>, TrainedPolicy)> {
     let model = shipped::model()?;
     let file = args.policy.clone().unwrap_or_else(|| shipped::policy(&model));
@@ -130,18 +149,3 @@ fn subject(args: &Args) -> Result<(Arc<World>, TrainedPolicy)> {
 /// What every page says of simulated devices.
 const SIMULATED: &str = "Devices are simulated on the engine's own plans; their energy is the proxy's (tier C). Scores \
                          of models whose weights are not here are a stand-in; those of sprout were measured.";
-
-/// Mean and standard deviation (n − 1).
-fn mean_sd(values: &[f64]) -> [f64; 2] {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n.max(1.0);
-    let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
-    [mean, if n > 1.0 { (squares / (n - 1.0)).sqrt() } else { 0.0 }]
-}
-
-/// Mean and half of its 95 % interval (Student's t).
-fn interval(values: &[f64]) -> [f64; 2] {
-    let [mean, sd] = mean_sd(values);
-    let n = values.len();
-    [mean, if n > 1 { meter::t_95(n - 1) * sd / (n as f64).sqrt() } else { 0.0 }]
-}

@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::page::Page;
 use super::plot::{self, Titles};
-use super::{SIMULATED, Subject, mean_sd};
+use super::{SIMULATED, Subject};
 use crate::error::Result;
-use crate::scores::{self, Row};
+use crate::meter::mean_sd;
+use crate::scores::Row;
 use crate::table::Table;
-use wattle_policy::world::Split;
 
 /// What the paper reports of a device.
 struct Reported {
@@ -68,13 +68,13 @@ impl Device {
 
 /// Runs it.
 pub(super) fn run(subject: &Subject, dir: &Path, out: &mut dyn Write) -> Result<()> {
-    let rows = scores::rows(subject.world, subject.policy, Split::Test, subject.seed);
+    let rows = subject.rows();
     // The paper's grid: what the shipped model adds has no counterpart there.
     let stand_in: Vec<&Row> = rows.iter().filter(|row| !row.measured_quality).collect();
     let device = |device: &String| {
         Device::new(device, &stand_in.iter().copied().filter(|row| &row.device == device).collect::<Vec<_>>())
     };
-    let names: Vec<String> = subject.world.profiles.iter().map(|profile| profile.name.clone()).collect();
+    let names = subject.devices();
     let devices: Vec<Device> = names.iter().map(device).collect();
     let mut page = Page::new("table", "Best layers, inferences per joule and performance per mg, by device");
     page.note(SIMULATED);

@@ -107,12 +107,7 @@ fn device(name: &str, grid: &Grid) -> Result<Device> {
     let profile = Profile::named(name)?;
     let plans = Plans::named(MODEL, &shipped::model()?, &profile.quant)?;
     let priced = plans.workload(INFERENCE).price(&profile);
-    let mut conditions = Conditions {
-        temperatures: Temperatures::even(AMBIENT_C),
-        ambient_c: AMBIENT_C,
-        battery: 1.0,
-        grid_mg_per_wh: grid.mg_per_wh,
-    };
+    let mut conditions = Conditions::rested(AMBIENT_C, grid.mg_per_wh);
     let mut device = Device {
         device: name.to_owned(),
         curve: Vec::new(),
@@ -199,8 +194,7 @@ impl Here {
             [("tokens/s", tokens), ("GB/s of reading", read), ("tokens/s by reading, of the first", relative)]
         {
             let shown = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
-            let ends = [values.first(), values.last()].map(|end| shown(end.copied()));
-            let [first, last] = ends;
+            let [first, last] = [values.first(), values.last()].map(|end| shown(end.copied()));
             let [least, most] = [f64::min as fn(f64, f64) -> f64, f64::max]
                 .map(|end| shown(values.iter().copied().reduce(end)));
             table.row([name.to_owned(), first, last, least, most]);

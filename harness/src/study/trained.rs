@@ -12,9 +12,10 @@ use wattle_policy::{Description, Training};
 
 use super::page::Page;
 use super::plot::{self, Series, Titles};
-use super::{Args, SIMULATED, interval, mean_sd};
+use super::{Args, SIMULATED};
 use crate::commands::Scenario;
 use crate::error::Result;
+use crate::meter::{interval, mean_sd};
 use crate::progress::Progress;
 use crate::scores::{self, Row};
 use crate::simulated::{self, Choices};

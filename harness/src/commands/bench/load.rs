@@ -16,7 +16,7 @@ use crate::meter::{Ratio, median_and_spread};
 use crate::progress::Progress;
 use crate::report::{Bytes, quant_name};
 use crate::session::Source;
-use crate::table::Table;
+use crate::table::{Table, percent};
 
 /// What was done, over and over.
 #[derive(Clone, Debug, Serialize)]
@@ -148,7 +148,7 @@ fn table(lines: &[Line]) -> Table {
             Bytes(line.bytes).to_string(),
             line.quant.clone(),
             format!("{:.2} ms", line.seconds * 1e3),
-            format!("{:.1} %", line.spread * 100.0),
+            percent(line.spread),
             of_reading,
         ]);
     }

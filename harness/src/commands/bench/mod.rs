@@ -24,7 +24,7 @@ use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::report::Bytes;
 use crate::session::Source;
-use crate::table::Table;
+use crate::table::{Table, percent};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -180,7 +180,6 @@ pub(super) fn table(lines: &[Line]) -> Table {
     let header =
         ["test", "paths", "adapters", "rank", "layers", "tokens/s", "spread", "bandwidth", "peak memory"];
     let mut table = Table::new(header);
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
     for line in lines {
         table.row([
             format!("{} {}", line.test, line.tokens),

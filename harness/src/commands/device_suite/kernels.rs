@@ -12,7 +12,7 @@ use wattle_policy::{CostSource, OpCost, StepShape};
 
 use super::ceilings::Ceilings;
 use crate::error::Result;
-use crate::table::Table;
+use crate::table::{Table, percent};
 
 /// Steps that are counted, after some that are not.
 const STEPS: u32 = 8;
@@ -195,7 +195,6 @@ pub(super) fn ops(lines: &[Line]) -> Table {
         "of arithmetic",
     ];
     let mut table = Table::new(header);
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
     for step in lines.chunk_by(Line::same_step) {
         let (_, seconds) = total(step.iter());
         for line in step.iter().filter(|line| line.seconds >= 0.01 * seconds) {

@@ -6,7 +6,7 @@ use wattle_policy::{Grid, Profile, carbon};
 use super::{Answered, Format, Page, STORED, SWEEP};
 use crate::error::Result;
 use crate::study::plot::{self, Titles};
-use crate::table::Table;
+use crate::table::{Table, percent};
 use crate::tasks::{self, LabelScores, Task};
 
 /// One task in one format.
@@ -117,7 +117,6 @@ pub(super) fn table(lines: &[Line]) -> Table {
         "drift",
         "Δ log p",
     ]);
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
     for line in lines {
         let label = |pick: fn(&LabelScores) -> f64| {
             line.labels.as_ref().map(|l| percent(pick(l))).unwrap_or_default()
