@@ -21,7 +21,7 @@ use crate::cache::Room;
 use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Generation};
 use crate::model::{Model, Spec, Weights};
-use crate::options::EngineOptions;
+use crate::options::{BackendChoice, EngineOptions};
 use crate::plan::Plan;
 use crate::request::{Lora, Request};
 use crate::runtime::{RanStep, Runtime};
@@ -86,7 +86,7 @@ impl Engine {
     }
 
     /// An engine on a model that is in memory already, without a tokenizer.
-    pub fn from_model(mut model: Model, options: EngineOptions) -> Result<Self> {
+    pub fn from_model(mut model: Model, mut options: EngineOptions) -> Result<Self> {
         if let Some(quant) = options.quant {
             model = model.quantized(quant)?;
         }
@@ -97,6 +97,10 @@ impl Engine {
         let mut adapters = Residency::default();
         let needs = adapters::needs(&adapters, &model, &options, context)?;
         let runtime = Runtime::new(&model, &options, needs, &[])?;
+        if runtime.backend.kind() == "cpu" {
+            // Looking for a GPU takes tens of milliseconds: not again whenever a request or adapter needs more room.
+            options.backend = BackendChoice::Cpu;
+        }
         adapters.resize(needs.lora.slots);
         let (tokenizer, chat_template, policy) = (None, None, None);
         let (held, rebuilds, times) = (BTreeSet::new(), 0, StepTimes::default());

@@ -51,7 +51,9 @@ impl Device {
 /// The first counter of a device that this machine lets us read, or why there is none.
 pub(crate) fn find(device: Device) -> Result<Box<dyn EnergyCounter>> {
     #[cfg(feature = "gpu")]
-    if let Some(gpu) = crate::devices::gpus().first().filter(|gpu| device == Device::Gpu && !gpu.software) {
+    if device == Device::Gpu
+        && let Some(gpu) = crate::devices::gpus().first().filter(|gpu| !gpu.software)
+    {
         return Ok(Box::new(NvmlCounter::open(&gpu.pci, &gpu.name)?));
     }
     #[cfg(not(feature = "gpu"))]
