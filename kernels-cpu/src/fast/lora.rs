@@ -1,13 +1,11 @@
-//! LoRA: t = A x, and y + B t.
-
-use std::ops::Range;
+//! LoRA factors, and t = A x.
 
 use half::f16;
 use wattle_shaders::Row;
 
 use super::inputs::Precision;
 use super::simd::{Element, LANES, Simd, Work, run};
-use super::threads::{Columns, columns, each, lines, parts};
+use super::threads::{Columns, columns, each, parts};
 use super::tile::products;
 use crate::{Lora, Pair, State};
 
@@ -82,149 +80,8 @@ impl Factors {
     }
 }
 
-/// y += B t for the outputs from `start` on of row `line`, the rank's terms in ascending order.
-#[inline(always)]
-pub(super) fn add_up<S: Simd>(
-    simd: S,
-    lora: &Lora<Factor>,
-    row: &Row,
-    line: usize,
-    t: &[f32],
-    start: usize,
-    y: &mut [f32],
-) {
-    if !row.lora_in(lora.layer) {
-        return;
-    }
-    let end = start + y.len();
-    for (index, target) in lora.targets.iter().enumerate() {
-        let Some(pair) = lora.active(index, row) else { continue };
-        let (from, to) = (start.max(target.start), end.min(target.start + target.rows));
-        if from >= to {
-            continue;
-        }
-        let t = &t[line * lora.t_width() + index * lora.rank..][..pair.rank];
-        let y = &mut y[from - start..to - start];
-        match pair.b {
-            Factor::F32(b) => add_rows(simd, b, t, from - target.start, y),
-            Factor::F16(b) => add_rows(simd, b, t, from - target.start, y),
-        }
-    }
-}
-
-/// Asks for the rows of B that [`add_up`] will want of `row`: they are few, far from anything read before, and needed
-/// at once after a product's last term.
-#[inline(always)]
-pub(super) fn fetch_up<S: Simd>(simd: S, lora: &Lora<Factor>, row: &Row, outputs: Range<usize>) {
-    if !row.lora_in(lora.layer) {
-        return;
-    }
-    for (index, target) in lora.targets.iter().enumerate() {
-        let Some(pair) = lora.active(index, row) else { continue };
-        let from = outputs.start.max(target.start).saturating_sub(target.start);
-        let to = outputs.end.min(target.start + target.rows).saturating_sub(target.start);
-        if from < to {
-            let panels = from / LANES * LANES * pair.rank..to.next_multiple_of(LANES) * pair.rank;
-            match pair.b {
-                Factor::F32(b) => fetch(simd, &b[panels]),
-                Factor::F16(b) => fetch(simd, &b[panels]),
-            }
-        }
-    }
-}
-
-/// Asks for all of some values.
-#[inline(always)]
-fn fetch<S: Simd, E>(simd: S, values: &[E]) {
-    for line in values.chunks(CACHE_LINE / size_of::<E>()) {
-        simd.prefetch(line.as_ptr());
-    }
-}
-
-/// y += B t for the rows of B from `first` on.
-#[inline(always)]
-fn add_rows<S: Simd, E: Element>(simd: S, b: &[E], t: &[f32], first: usize, y: &mut [f32]) {
-    let mut done = 0;
-    while done < y.len() {
-        let (panel, lane) = ((first + done) / LANES, (first + done) % LANES);
-        let b = b[panel * t.len() * LANES..].as_chunks().0;
-        let y = &mut y[done..];
-        done += match y.len() / LANES {
-            TOGETHER.. if lane == 0 => add_panels::<S, E, TOGETHER>(simd, b, t, y),
-            1.. if lane == 0 => add_panels::<S, E, 1>(simd, b, t, y),
-            _ => {
-                let count = (LANES - lane).min(y.len());
-                let mut lanes = [0.0; LANES];
-                lanes[lane..][..count].copy_from_slice(&y[..count]);
-                add_panels::<S, E, 1>(simd, b, t, &mut lanes);
-                y[..count].copy_from_slice(&lanes[lane..][..count]);
-                count
-            }
-        };
-    }
-}
-
-/// Panels whose additions are under way together, so that none waits for the one before.
-const TOGETHER: usize = 4;
-
-/// y += B t for P panels; returns how many outputs that is.
-#[inline(always)]
-fn add_panels<S: Simd, E: Element, const P: usize>(
-    simd: S,
-    b: &[[E; LANES]],
-    t: &[f32],
-    y: &mut [f32],
-) -> usize {
-    let y = &mut y.as_chunks_mut::<LANES>().0[..P];
-    let b = &b[..P * t.len()];
-    let mut sums = [simd.zero(); P];
-    for p in 0..P {
-        sums[p] = simd.load(&y[p]);
-    }
-    let rank = t.len();
-    for (r, &t) in t.iter().enumerate() {
-        let t = simd.splat(t);
-        for p in 0..P {
-            sums[p] = simd.fma(E::load(simd, &b[p * rank + r]), t, sums[p]);
-        }
-    }
-    for p in 0..P {
-        simd.store(sums[p], &mut y[p]);
-    }
-    P * LANES
-}
-
-/// z = y + B t; `y` and `z` \[rows, width\], `t` \[rows, t width\].
-pub fn lora_up(rows: &[Row], width: usize, lora: &Lora<Factor>, y: &[f32], t: &[f32], z: &mut [f32]) {
-    z.copy_from_slice(y);
-    lines(z, width, z.len() * lora.rank, |first, z| run(Up { rows, width, lora, t, first, z }));
-}
-
-struct Up<'a> {
-    rows: &'a [Row],
-    width: usize,
-    lora: &'a Lora<Factor<'a>>,
-    t: &'a [f32],
-    first: usize,
-    z: &'a mut [f32],
-}
-
-impl Work for Up<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for (line, z) in (self.first..).zip(self.z.chunks_mut(self.width)) {
-            add_up(simd, self.lora, &self.rows[line], line, self.t, 0, z);
-        }
-    }
-}
-
 /// Rows of A that are multiplied together.
 const ROWS: usize = 4;
-
-/// Bytes that memory gives at once.
-const CACHE_LINE: usize = 64;
 
 /// How many multiply-adds of a few rows a multiply-add of A is worth: it waits for memory.
 const COLD: usize = 4;

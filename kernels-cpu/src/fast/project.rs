@@ -5,7 +5,8 @@ use std::ops::Range;
 use wattle_shaders::Row;
 
 use super::inputs::{Lines, Precision};
-use super::lora::{Factor, add_up, fetch_up};
+use super::lora::Factor;
+use super::lora_up::{add_up, fetch_up, stretch};
 use super::math;
 use super::panel;
 use super::simd::{Element, LANES, Simd, Work, run};
@@ -99,13 +100,23 @@ fn block(outputs: usize, x: &Operand, matrices: usize) -> usize {
 pub fn project(op: &Project, x: &[f32], y: &mut [f32]) {
     let x = &Operand::new(x, &[op.weight], op.precision);
     let per = block(op.outputs, x, 1);
-    each(columns(y, op.outputs, per), |mut columns| {
-        if let Some((lora, _)) = op.lora {
-            run(Fetch { rows: op.rows, lora, outputs: columns.range() });
+    each(columns(y, op.outputs, per), |columns| {
+        for mut columns in stretches(columns, op.lora) {
+            if let Some((lora, _)) = op.lora {
+                run(Fetch { rows: op.rows, lora, outputs: &columns.range() });
+            }
+            linear(op.weight, op.bias, x, columns.start, &mut columns.rows);
+            run(ProjectEnd { op, columns });
         }
-        linear(op.weight, op.bias, x, columns.start, &mut columns.rows);
-        run(ProjectEnd { op, columns });
     });
+}
+
+/// Columns as they are computed one after the other.
+fn stretches<'a>(columns: Columns<'a>, lora: Option<(&Lora<Factor>, &[f32])>) -> Vec<Columns<'a>> {
+    match lora {
+        Some((lora, _)) => columns.divide(stretch(lora)),
+        None => vec![columns],
+    }
 }
 
 /// What follows W x + b.
@@ -119,11 +130,11 @@ impl Work for ProjectEnd<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (op, start) = (self.op, self.columns.start);
-        for (line, y) in self.columns.rows.into_iter().enumerate() {
-            if let Some((lora, t)) = op.lora {
-                add_up(simd, lora, &op.rows[line], line, t, start, y);
-            }
+        let Self { op, columns: Columns { start, rows: mut y } } = self;
+        if let Some((lora, t)) = op.lora {
+            add_up(simd, lora, op.rows, t, start, &mut y);
+        }
+        for (line, y) in y.into_iter().enumerate() {
             if let Some(function) = op.activation {
                 math::activate(simd, function, y);
             }
@@ -139,18 +150,23 @@ impl Work for ProjectEnd<'_> {
 pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
     let x = &Operand::new(x, &op.weights, op.precision);
     let per = block(op.outputs, x, op.weights.len());
-    each(columns(y, op.outputs, per), |mut columns| {
-        let width = columns.rows.first().map_or(0, |y| y.len());
-        let mut up = vec![0.0; width * op.rows.len()];
-        let up: &mut Vec<&mut [f32]> = &mut up.chunks_mut(width.max(1)).collect();
-        if let Some((lora, _)) = op.lora {
+    each(columns(y, op.outputs, per), |columns| {
+        for mut columns in stretches(columns, op.lora) {
             let gate = columns.range();
-            run(Fetch { rows: op.rows, lora, outputs: gate.clone() });
-            run(Fetch { rows: op.rows, lora, outputs: op.outputs + gate.start..op.outputs + gate.end });
+            let mut up = vec![0.0; gate.len() * op.rows.len()];
+            let up: &mut Vec<&mut [f32]> = &mut up.chunks_mut(gate.len().max(1)).collect();
+            if let Some((lora, _)) = op.lora {
+                run(Fetch { rows: op.rows, lora, outputs: &gate });
+                run(Fetch {
+                    rows: op.rows,
+                    lora,
+                    outputs: &(op.outputs + gate.start..op.outputs + gate.end),
+                });
+            }
+            linear(op.weights[0], op.biases[0], x, columns.start, &mut columns.rows);
+            linear(op.weights[1], op.biases[1], x, columns.start, up);
+            run(GateUpEnd { op, columns, up });
         }
-        linear(op.weights[0], op.biases[0], x, columns.start, &mut columns.rows);
-        linear(op.weights[1], op.biases[1], x, columns.start, up);
-        run(GateUpEnd { op, columns, up });
     });
 }
 
@@ -166,12 +182,12 @@ impl Work for GateUpEnd<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (op, start) = (self.op, self.columns.start);
-        for (line, (gate, up)) in self.columns.rows.into_iter().zip(self.up).enumerate() {
-            if let Some((lora, t)) = op.lora {
-                add_up(simd, lora, &op.rows[line], line, t, start, gate);
-                add_up(simd, lora, &op.rows[line], line, t, op.outputs + start, up);
-            }
+        let Self { op, columns: Columns { start, rows: mut gate }, up } = self;
+        if let Some((lora, t)) = op.lora {
+            add_up(simd, lora, op.rows, t, start, &mut gate);
+            add_up(simd, lora, op.rows, t, op.outputs + start, up);
+        }
+        for (gate, up) in gate.into_iter().zip(up) {
             math::activate(simd, op.function, gate);
             gate.iter_mut().zip(up.iter()).for_each(|(gate, up)| *gate *= *up);
         }
@@ -182,7 +198,7 @@ impl Work for GateUpEnd<'_, '_> {
 struct Fetch<'a> {
     rows: &'a [Row],
     lora: &'a Lora<Factor<'a>>,
-    outputs: Range<usize>,
+    outputs: &'a Range<usize>,
 }
 
 impl Work for Fetch<'_> {

@@ -41,21 +41,27 @@ pub(super) struct Columns<'a> {
     pub rows: Vec<&'a mut [f32]>,
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
     /// The columns' indices.
     pub fn range(&self) -> Range<usize> {
         self.start..self.start + self.rows.first().map_or(0, |row| row.len())
     }
+
+    /// Divides them into blocks of `per` columns.
+    pub fn divide(self, per: usize) -> Vec<Self> {
+        let range = self.range();
+        let block = |start| Self { start, rows: Vec::with_capacity(self.rows.len()) };
+        let mut blocks: Vec<_> = range.step_by(per).map(block).collect();
+        for row in self.rows {
+            for (block, part) in blocks.iter_mut().zip(row.chunks_mut(per)) {
+                block.rows.push(part);
+            }
+        }
+        blocks
+    }
 }
 
-/// Divides `y` (rows of `width` elements) into blocks of columns of `per` elements.
+/// Divides `y` (rows of `width` elements) into blocks of `per` columns.
 pub(super) fn columns(y: &mut [f32], width: usize, per: usize) -> Vec<Columns<'_>> {
-    let block = |index| Columns { start: index * per, rows: Vec::with_capacity(y.len() / width) };
-    let mut blocks: Vec<_> = (0..width.div_ceil(per)).map(block).collect();
-    for row in y.chunks_mut(width) {
-        for (block, part) in blocks.iter_mut().zip(row.chunks_mut(per)) {
-            block.rows.push(part);
-        }
-    }
-    blocks
+    Columns { start: 0, rows: y.chunks_mut(width).collect() }.divide(per)
 }
