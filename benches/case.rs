@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use wattle_engine::adapter::{Factors, Pair, Place, Target};
 use wattle_engine::backend::Step;
+use wattle_engine::cache::{PAGE, pages_for};
 use wattle_engine::model::{Dtype, Linear, Model, Quant};
 use wattle_engine::plan::{LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, EngineOptions, Feature, Gate, LayerMask, PlanKind, Row, Sample, compile};
-use wattle_policy::{RowShape, StepShape};
+use wattle_policy::{Prefix, RowShape, StepShape};
 
 /// A measurement of the ops of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,8 @@ pub struct Case {
     pub rank: usize,
     /// Masks keep the adapter off in all layers.
     pub masked: bool,
+    /// Sequences have the whole pages before the first row in common.
+    pub shared: bool,
 }
 
 /// A matrix of no gate, with biases, and one with.
@@ -40,7 +43,7 @@ static MODELS: Mutex<BTreeMap<String, Model>> = Mutex::new(BTreeMap::new());
 impl Case {
     /// One row at the start of a sequence.
     pub const fn decode(shape: &'static str) -> Self {
-        Self { shape, quant: None, rows: 1, depth: 0, rank: 0, masked: false }
+        Self { shape, quant: None, rows: 1, depth: 0, rank: 0, masked: false, shared: false }
     }
 
     /// With another number of rows.
@@ -68,6 +71,11 @@ impl Case {
         Self { masked: true, ..self }
     }
 
+    /// Behind a prefix that all sequences share.
+    pub const fn shared(self) -> Self {
+        Self { shared: true, ..self }
+    }
+
     /// One row, four, eight, and a chunk of a prompt; without `WATTLE_BENCH_FULL` four and eight only in the format that
     /// is measured first.
     pub fn columns(self) -> Vec<Self> {
@@ -90,11 +98,31 @@ impl Case {
     /// Name of the rows.
     pub(crate) fn rows_name(&self) -> String {
         let rank = if self.rank > 0 { format!(",r{}", self.rank) } else { String::new() };
-        format!("{}r@{}{rank}{}", self.rows, self.depth, if self.masked { ",masked" } else { "" })
+        let masked = if self.masked { ",masked" } else { "" };
+        let shared = if self.shared { ",shared" } else { "" };
+        format!("{}r@{}{rank}{masked}{shared}", self.rows, self.depth)
     }
 
     pub(crate) fn sequences(&self) -> usize {
         if self.rows <= 8 { self.rows as usize } else { 1 }
+    }
+
+    /// Positions that a sequence has room for.
+    pub(crate) fn context(&self) -> usize {
+        (self.depth + self.rows + 1) as usize
+    }
+
+    /// How many of their first pages the sequences have in common.
+    fn shared_pages(&self) -> usize {
+        if self.shared { self.depth as usize / PAGE } else { 0 }
+    }
+
+    /// The pages of each sequence.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = Vec<u32>> {
+        let (pages, shared) = (pages_for(self.context()), self.shared_pages());
+        let page = move |sequence, index| if index < shared { index } else { sequence * pages + index };
+        (0..self.sequences())
+            .map(move |sequence| (0..pages).map(|index| page(sequence, index) as u32).collect())
     }
 
     fn load(&self) -> Option<Model> {
@@ -183,6 +211,10 @@ impl Case {
             shape.rows.push(RowShape { token: i, sequence, position, sampled: true, slot, lora: mask.0 });
         }
         shape.ranks = vec![self.rank as u32; usize::from(self.rank > 0)];
+        let prefix = Prefix { of: 0, positions: (self.shared_pages() * PAGE) as u32 };
+        if prefix.positions > 0 {
+            shape.prefixes = (1..self.sequences() as u32).map(|sequence| (sequence, prefix)).collect();
+        }
         (step, shape)
     }
 }

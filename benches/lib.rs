@@ -67,14 +67,16 @@ impl Runner {
     /// cannot run the plan.
     fn new(case: &Case, kind: Kind, plan: &Arc<Plan>) -> Option<Self> {
         let precision = if case.quant.is_some() { Precision::Fast } else { Precision::Exact };
-        let context = (case.depth + case.rows + 1) as usize;
-        let rows = case.rows as usize;
+        let (context, rows) = (case.context(), case.rows as usize);
         let sequences = case.sequences();
         let pages = sequences * pages_for(context);
         let capacity = Capacity { sequences, context, pages, rows, samples: rows };
         let mut backend = device::backend(kind, precision, capacity)?;
         backend.set_timing(true);
         let handle = backend.prepare(plan).ok()?;
+        for (sequence, table) in (0..).zip(case.tables()) {
+            backend.set_pages(sequence, &table).ok()?;
+        }
         if case.rank > 0 {
             backend.set_slot(0, Some(Arc::new(case.factors()))).ok()?;
         }

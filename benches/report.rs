@@ -60,7 +60,7 @@ pub fn finish() -> std::io::Result<()> {
     }
     let mut ceilings = Ceilings::new(&lines);
     let mut record = std::env::var_os("WATTLE_BENCH_RECORD").map(File::create).transpose()?;
-    let header = "kernel,shape,format,op,backend,rows,depth,rank,masked,seconds,bytes,bytes_per_second,read_share,\
+    let header = "kernel,shape,format,op,backend,rows,depth,rank,masked,shared,seconds,bytes,bytes_per_second,read_share,\
                   multiply_adds_per_second,arithmetic_share";
     if let Some(record) = &mut record {
         writeln!(record, "{header}")?;
@@ -87,10 +87,10 @@ pub fn finish() -> std::io::Result<()> {
         );
         if let Some(record) = &mut record {
             let share = |index: usize| format!("{:.4}", shares[index]);
-            let Case { shape, rows, depth, rank, masked, .. } = case;
+            let Case { shape, rows, depth, rank, masked, shared, .. } = case;
             writeln!(
                 record,
-                "{kernel},{shape},{},{op},{backend},{rows},{depth},{rank},{masked},{seconds:.3e},{bytes},{rate:.4e},{},\
+                "{kernel},{shape},{},{op},{backend},{rows},{depth},{rank},{masked},{shared},{seconds:.3e},{bytes},{rate:.4e},{},\
                  {dots:.4e},{}",
                 case.format(),
                 share(0),
