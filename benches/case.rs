@@ -9,7 +9,7 @@ use wattle_engine::cache::{PAGE, pages_for};
 use wattle_engine::model::{Dtype, Linear, Model, Quant};
 use wattle_engine::plan::{LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, EngineOptions, Feature, Gate, LayerMask, PlanKind, Row, Sample, compile};
-use wattle_policy::{Prefix, RowShape, StepShape};
+use wattle_policy::{RowShape, StepShape};
 
 /// A measurement of the ops of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -211,10 +211,6 @@ impl Case {
             shape.rows.push(RowShape { token: i, sequence, position, sampled: true, slot, lora: mask.0 });
         }
         shape.ranks = vec![self.rank as u32; usize::from(self.rank > 0)];
-        let prefix = Prefix { of: 0, positions: (self.shared_pages() * PAGE) as u32 };
-        if prefix.positions > 0 {
-            shape.prefixes = (1..self.sequences() as u32).map(|sequence| (sequence, prefix)).collect();
-        }
-        (step, shape)
+        (step, shape.with_shared_prefix((self.shared_pages() * PAGE) as u32))
     }
 }
