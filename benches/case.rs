@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wattle_engine::adapter::{Factors, Pair, Place, Target};
-use wattle_engine::backend::Step;
-use wattle_engine::cache::{PAGE, pages_for};
 use wattle_engine::model::{Dtype, Linear, Model, Quant};
 use wattle_engine::plan::{LoraCapacity, Plan};
-use wattle_engine::{BackendChoice, EngineOptions, Feature, Gate, LayerMask, PlanKind, Row, Sample, compile};
+use wattle_engine::{BackendChoice, EngineOptions, Feature, Gate, LayerMask, PlanKind, compile};
 use wattle_policy::{RowShape, StepShape};
 
 /// A measurement of the ops of a kernel.
@@ -26,7 +24,7 @@ pub struct Case {
     pub rank: usize,
     /// Masks keep the adapter off in all layers.
     pub masked: bool,
-    /// Sequences have the whole pages before the first row in common.
+    /// Sequences have the positions before the first row in common: a whole number of pages.
     pub shared: bool,
 }
 
@@ -112,19 +110,6 @@ impl Case {
         (self.depth + self.rows + 1) as usize
     }
 
-    /// How many of their first pages the sequences have in common.
-    fn shared_pages(&self) -> usize {
-        if self.shared { self.depth as usize / PAGE } else { 0 }
-    }
-
-    /// The pages of each sequence.
-    pub(crate) fn tables(&self) -> impl Iterator<Item = Vec<u32>> {
-        let (pages, shared) = (pages_for(self.context()), self.shared_pages());
-        let page = move |sequence, index| if index < shared { index } else { sequence * pages + index };
-        (0..self.sequences())
-            .map(move |sequence| (0..pages).map(|index| page(sequence, index) as u32).collect())
-    }
-
     fn load(&self) -> Option<Model> {
         let mut models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = models.get(&self.model()) {
@@ -190,27 +175,15 @@ impl Case {
     }
 
     /// The step: every row sampled.
-    pub(crate) fn step(&self) -> (Step, StepShape) {
-        let (mut step, mut shape) = (Step::default(), StepShape::default());
-        let mask = if self.masked { LayerMask(0) } else { LayerMask::ALL };
+    pub(crate) fn step(&self) -> StepShape {
         let slot = (self.rank > 0).then_some(0);
-        for i in 0..self.rows {
+        let lora = if self.masked || slot.is_none() { LayerMask::NONE } else { LayerMask::ALL }.0;
+        let row = |i| {
             let (sequence, position) = if self.rows <= 8 { (i, self.depth) } else { (0, self.depth + i) };
-            let row = Row::prompt(i, position, sequence);
-            step.rows.push(match slot {
-                Some(slot) => Row { slot, lora: mask.words(), ..row },
-                None => row,
-            });
-            step.samples.push(Sample {
-                row: i,
-                sequence,
-                top_p: 1.0,
-                penalty: 1.0,
-                ..bytemuck::Zeroable::zeroed()
-            });
-            shape.rows.push(RowShape { token: i, sequence, position, sampled: true, slot, lora: mask.0 });
-        }
-        shape.ranks = vec![self.rank as u32; usize::from(self.rank > 0)];
-        (step, shape.with_shared_prefix((self.shared_pages() * PAGE) as u32))
+            RowShape { token: i, sequence, position, sampled: true, slot, lora }
+        };
+        let ranks = vec![self.rank as u32; usize::from(self.rank > 0)];
+        let shape = StepShape { rows: (0..self.rows).map(row).collect(), ranks, ..StepShape::default() };
+        shape.with_shared_prefix(if self.shared { self.depth } else { 0 })
     }
 }

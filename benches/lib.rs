@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
 use wattle_engine::Precision;
 use wattle_engine::backend::{Backend, Capacity, Doors, PlanHandle, Step};
-use wattle_engine::cache::pages_for;
+use wattle_engine::cache::{pages_for, tables};
 use wattle_engine::plan::{Extent, Plan};
 use wattle_policy::CostSource;
 
@@ -74,7 +74,7 @@ impl Runner {
         let mut backend = device::backend(kind, precision, capacity)?;
         backend.set_timing(true);
         let handle = backend.prepare(plan).ok()?;
-        for (sequence, table) in (0..).zip(case.tables()) {
+        for (sequence, table) in tables(&case.step()) {
             backend.set_pages(sequence, &table).ok()?;
         }
         if case.rank > 0 {
@@ -85,7 +85,8 @@ impl Runner {
 
     /// Times one op.
     fn bench(&mut self, group: &mut BenchmarkGroup<WallTime>, kernel: &'static str, case: &Case, op: usize) {
-        let (step, shape) = case.step();
+        let shape = case.step();
+        let step = Step::of(&shape);
         let cost = self.plan.cost(op, &shape);
         group.throughput(Throughput::Bytes(cost.dram_bytes()));
         let name = &self.plan.ops[op].name;

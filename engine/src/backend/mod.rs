@@ -13,7 +13,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use wattle_shaders::{GENERATED, Row, Sample, Sampled};
+use bytemuck::Zeroable;
+use wattle_policy::StepShape;
+use wattle_shaders::{GENERATED, LayerMask, NO_INDEX, Row, Sample, Sampled};
 
 pub use limits::Limits;
 pub use select::create;
@@ -32,6 +34,20 @@ pub struct Step {
 }
 
 impl Step {
+    /// A step of this shape, its rows of class prompt and its samples greedy; for measuring.
+    pub fn of(shape: &StepShape) -> Self {
+        let mut step = Self::default();
+        for (index, row) in (0..).zip(&shape.rows) {
+            let (slot, lora) = (row.slot.unwrap_or(NO_INDEX), LayerMask(row.lora).words());
+            step.rows.push(Row { slot, lora, ..Row::prompt(row.token, row.position, row.sequence) });
+            if row.sampled {
+                let sample = Sample { row: index, sequence: row.sequence, ..Sample::zeroed() };
+                step.samples.push(Sample { top_p: 1.0, penalty: 1.0, ..sample });
+            }
+        }
+        step
+    }
+
     /// How many rows are of class generated.
     pub fn generated(&self) -> usize {
         self.rows.partition_point(|row| row.flags & GENERATED != 0)

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use wattle_engine::backend::{Backend, Step};
-use wattle_engine::cache::{PAGE, pages_for};
+use wattle_engine::cache::tables;
 use wattle_engine::plan::Plan;
-use wattle_engine::{LayerMask, NO_INDEX, Row, Sample};
 use wattle_policy::{CostSource, OpCost, StepShape};
 
 use super::ceilings::Ceilings;
@@ -65,7 +64,7 @@ impl Timed<'_> {
     /// Times it; nothing where the device has no timestamps.
     pub fn lines(&self, backend: &mut dyn Backend, ceilings: &mut Ceilings) -> Result<Vec<Line>> {
         let handle = backend.prepare(&self.plan)?;
-        let step = step(&self.step);
+        let step = Step::of(&self.step);
         for (sequence, table) in tables(&self.step) {
             backend.set_pages(sequence, &table)?;
         }
@@ -123,38 +122,6 @@ impl Timed<'_> {
 fn without_layer(op: &str) -> String {
     let parts = op.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
     parts.collect::<Vec<_>>().join(".")
-}
-
-/// Pages for the step's sequences: whole pages that they have in common by reference, others of their own.
-fn tables(shape: &StepShape) -> BTreeMap<u32, Vec<u32>> {
-    let positions = shape.rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-    let each = pages_for(positions) as u32;
-    let table = |sequence: u32| -> Vec<u32> {
-        let prefix = shape.prefixes.get(&sequence).copied().unwrap_or_default();
-        let shared = prefix.positions / PAGE as u32;
-        (0..each).map(|page| if page < shared { prefix.of } else { sequence } * each + page).collect()
-    };
-    shape.rows.iter().map(|row| (row.sequence, table(row.sequence))).collect()
-}
-
-/// A step of this shape: tokens as they are, the cache as it is.
-fn step(shape: &StepShape) -> Step {
-    let mut step = Step::default();
-    for (index, row) in (0..).zip(&shape.rows) {
-        let (slot, lora) = (row.slot.unwrap_or(NO_INDEX), LayerMask(row.lora).words());
-        step.rows.push(Row { slot, lora, ..Row::prompt(row.token, row.position, row.sequence) });
-        if row.sampled {
-            let sample: Sample = bytemuck::Zeroable::zeroed();
-            step.samples.push(Sample {
-                row: index,
-                sequence: row.sequence,
-                top_p: 1.0,
-                penalty: 1.0,
-                ..sample
-            });
-        }
-    }
-    step
 }
 
 /// What a step of these ops takes: its launches and seconds.
@@ -228,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_step_has_the_rows_of_its_shape() {
-        let step = step(&StepShape::prefill(3, 2).with_adapter(4));
+        let step = Step::of(&StepShape::prefill(3, 2).with_adapter(4));
         assert_eq!(step.rows.iter().map(|row| row.position).collect::<Vec<_>>(), [2, 3, 4]);
         assert!(step.rows.iter().all(|row| row.slot == 0 && row.lora == [u32::MAX; 4]));
         assert_eq!(step.samples.iter().map(|sample| sample.row).collect::<Vec<_>>(), [2]);
