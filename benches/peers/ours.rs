@@ -24,6 +24,8 @@ impl Ours {
             threads: Some(threads),
             context,
             sequences,
+            // The same prompt comes again every round, and llama.cpp's side forgets it.
+            share_prefixes: false,
             ..EngineOptions::default()
         };
         Ok(Self(Engine::from_model(model, options)?))

@@ -72,7 +72,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch<T>(self, address: *const T) {
         // SAFETY: a prefetch reads nothing and does not fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
     fn sum(self, [low, high]: Self::Vector) -> f32 {

@@ -34,7 +34,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// a · b + c, rounded as [`Self::fma`] rounds.
     fn mul_add(self, a: f32, b: f32, c: f32) -> f32;
 
-    /// Asks for the memory around an address, which need not be valid, to be fetched.
+    /// Asks for the memory around an address, which need not be valid, to be fetched into the second-level cache: what
+    /// waits to enter the nearest one is few lines, too few for what memory gives meanwhile.
     fn prefetch<T>(self, address: *const T);
     /// The sum of the lanes in a fixed tree: the upper half is added to the lower, until one is left.
     fn sum(self, vector: Self::Vector) -> f32;
