@@ -12,13 +12,13 @@ use crate::{Lora, Target};
 /// Bytes that memory gives at once.
 const CACHE_LINE: usize = 64;
 
-/// Bytes of B that stay in the nearest cache while W x is computed for the outputs that they belong to.
-const NEAREST: usize = 1 << 13;
+/// Bytes of B that stay in a second-level cache while W x is computed for the outputs that they belong to.
+const NEAR: usize = 1 << 15;
 
 /// How many outputs, in whole panels, to compute and to add B t to before the next: more, and their rows of B would be
-/// gone from near caches again, having been fetched before W x.
+/// gone from near caches again, having been fetched with W x.
 pub(super) fn stretch(lora: &Lora<Factor>) -> usize {
-    (NEAREST / (lora.rank.max(1) * size_of::<half::f16>())).next_multiple_of(LANES)
+    (NEAR / (lora.rank.max(1) * size_of::<half::f16>())).next_multiple_of(LANES)
 }
 
 /// Those of some outputs that a target has; nothing if that is none.
@@ -28,30 +28,59 @@ fn overlap<T>(target: &Target<T>, outputs: &Range<usize>) -> Option<Range<usize>
     (from < to).then_some(from..to)
 }
 
-/// Asks for the rows of B that [`add_up`] will want of `row` for some outputs: they are few, far from anything read
-/// before, and needed at once after a product's last term.
-#[inline(always)]
-pub(super) fn fetch_up<S: Simd>(simd: S, lora: &Lora<Factor>, row: &Row, outputs: &Range<usize>) {
-    for (index, target) in lora.targets.iter().enumerate() {
-        let (Some(pair), Some(outputs)) = (lora.active(index, row), overlap(target, outputs)) else {
-            continue;
-        };
-        let first = (outputs.start - target.start) / LANES * LANES;
-        let last = (outputs.end - target.start).next_multiple_of(LANES);
-        let panels = first * pair.rank..last * pair.rank;
-        match pair.b {
-            Factor::F32(b) => fetch(simd, &b[panels]),
-            Factor::F16(b) => fetch(simd, &b[panels]),
+/// The rows of B that [`add_up`] will want of a row for some outputs, to be fetched while W x is computed: they are few,
+/// far from anything read before, and needed at once after a product's last term. All of them together would fill the
+/// queue that the matrix's own bytes need.
+pub(super) struct Meanwhile {
+    ranges: Vec<Range<*const u8>>,
+    /// Cache lines a turn.
+    lines: usize,
+}
+
+impl Meanwhile {
+    /// For `outputs` whose product has a turn for each panel of them.
+    pub fn new(lora: &Lora<Factor>, row: &Row, outputs: &Range<usize>) -> Self {
+        let mut ranges = Vec::with_capacity(lora.targets.len());
+        for (index, target) in lora.targets.iter().enumerate() {
+            let (Some(pair), Some(outputs)) = (lora.active(index, row), overlap(target, outputs)) else {
+                continue;
+            };
+            let first = (outputs.start - target.start) / LANES * LANES;
+            let last = (outputs.end - target.start).next_multiple_of(LANES);
+            let panels = first * pair.rank..last * pair.rank;
+            ranges.push(match pair.b {
+                Factor::F32(b) => bytes(&b[panels]),
+                Factor::F16(b) => bytes(&b[panels]),
+            });
+        }
+        let total: usize = ranges.iter().map(|range| range.end.addr() - range.start.addr()).sum();
+        let lines = total.div_ceil(CACHE_LINE).div_ceil(outputs.len().div_ceil(LANES).max(1));
+        Self { ranges, lines }
+    }
+
+    /// Nothing.
+    pub fn none() -> Self {
+        Self { ranges: Vec::new(), lines: 0 }
+    }
+
+    /// Asks for the next few lines.
+    #[inline(always)]
+    pub fn turn<S: Simd>(&mut self, simd: S) {
+        for _ in 0..self.lines {
+            let Some(range) = self.ranges.last_mut() else { return };
+            simd.prefetch(range.start);
+            range.start = range.start.wrapping_add(CACHE_LINE);
+            if range.start >= range.end {
+                self.ranges.pop();
+            }
         }
     }
 }
 
-/// Asks for all of some values.
-#[inline(always)]
-fn fetch<S: Simd, E>(simd: S, values: &[E]) {
-    for line in values.chunks(CACHE_LINE / size_of::<E>()) {
-        simd.prefetch(line.as_ptr());
-    }
+/// Where values lie.
+fn bytes<E>(values: &[E]) -> Range<*const u8> {
+    let Range { start, end } = values.as_ptr_range();
+    start.cast()..end.cast()
 }
 
 /// y += B t for the outputs from `start` on of all rows; each sum takes the rank's terms in ascending order.
@@ -227,7 +256,7 @@ mod tests {
 
     use super::super::inputs::Precision;
     use super::super::lora::Factors;
-    use super::super::simd::run_all;
+    use super::super::simd::{run, run_all};
     use super::*;
     use crate::Pair;
 
@@ -255,6 +284,40 @@ mod tests {
 
     fn numbers(count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 29 + 7) % 64) as f32 / 32.0 - 1.0).collect()
+    }
+
+    /// The cache lines that turns ask for.
+    struct Turns<'a>(&'a mut Meanwhile, usize);
+
+    impl Work for Turns<'_> {
+        type Output = Vec<usize>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let left = |m: &Meanwhile| m.ranges.iter().map(|r| r.end.addr() - r.start.addr()).sum::<usize>();
+            let step = |_| {
+                self.0.turn(simd);
+                left(self.0)
+            };
+            (0..self.1).map(step).collect()
+        }
+    }
+
+    #[test]
+    fn all_rows_of_b_are_asked_for_in_equal_turns() {
+        let b = Factors::up(&numbers(80 * 16), 16, Precision::Fast);
+        let pair = || Some(Pair { rank: 16, a: Factor::F32(&[]), b: b.view() });
+        let target = |start| Target { start, rows: 80, slots: vec![pair()] };
+        let lora = &Lora { layer: 1, cols: 1, rank: 16, part: 1, targets: vec![target(0), target(80)] };
+        let row = &rows()[0];
+        // A panel of 16 rows of rank 16 as f16 is 512 bytes.
+        let left = |outputs, turns| run(Turns(&mut Meanwhile::new(lora, row, &outputs), turns));
+        assert_eq!(left(32..96, 4), [1536, 1024, 512, 0]);
+        assert_eq!(left(0..80, 3), [2048, 1536, 1024]);
+        // Outputs that begin within a panel need all of it.
+        assert_eq!(left(8..24, 1), [0]);
+        let masked = &rows()[7];
+        assert!(Meanwhile::new(lora, masked, &(0..80)).ranges.is_empty());
     }
 
     /// Lines of two adapters, in runs of five, two and one; one line that is masked.

@@ -15,6 +15,7 @@ use std::ops::Range;
 use scaling::Scaling;
 
 use super::inputs::{Block, Lines, TILE, tiles};
+use super::lora_up::Meanwhile;
 use super::simd::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work, run};
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels};
 
@@ -25,8 +26,15 @@ const AHEAD: usize = 8192;
 const NEAR: usize = 1 << 18;
 
 /// The products of rows of a matrix and all lines of inputs: elements of `y` \[lines\]\[rows\] from `done` on.
-pub(super) fn products(matrix: &Panels, rows: Range<usize>, x: &Lines, done: usize, y: &mut [&mut [f32]]) {
-    run(Products { matrix, rows, x, done, y });
+pub(super) fn products(
+    matrix: &Panels,
+    rows: Range<usize>,
+    x: &Lines,
+    done: usize,
+    y: &mut [&mut [f32]],
+    meanwhile: &mut Meanwhile,
+) {
+    run(Products { matrix, rows, x, done, y, meanwhile });
 }
 
 struct Products<'a, 'b> {
@@ -35,6 +43,7 @@ struct Products<'a, 'b> {
     x: &'a Lines,
     done: usize,
     y: &'a mut [&'b mut [f32]],
+    meanwhile: &'a mut Meanwhile,
 }
 
 impl Work for Products<'_, '_> {
@@ -42,12 +51,13 @@ impl Work for Products<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { matrix, rows, x, done, y } = self;
+        let Self { matrix, rows, x, done, y, meanwhile } = self;
         let near = (NEAR / (matrix.blocks() * size_of::<Block>())).next_multiple_of(TILE);
         let mut scales = Scaling::new(matrix);
         for start in (0..y.len()).step_by(near) {
             for index in rows.start / LANES..rows.end.div_ceil(LANES) {
                 scales.read(simd, matrix, index);
+                meanwhile.turn(simd);
                 let (panel, first) = (Panel::new(matrix, index, &scales), index * LANES);
                 let lanes = rows.start.max(first)..rows.end.min(first + LANES);
                 let mut put = |line: usize, sums: &[f32; LANES]| {

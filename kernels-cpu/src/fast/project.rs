@@ -6,7 +6,7 @@ use wattle_shaders::Row;
 
 use super::inputs::{Lines, Precision};
 use super::lora::Factor;
-use super::lora_up::{add_up, fetch_up, stretch};
+use super::lora_up::{Meanwhile, add_up, stretch};
 use super::math;
 use super::panel;
 use super::simd::{Element, LANES, Simd, Work, run};
@@ -102,10 +102,8 @@ pub fn project(op: &Project, x: &[f32], y: &mut [f32]) {
     let per = block(op.outputs, x, 1);
     each(columns(y, op.outputs, per), |columns| {
         for mut columns in stretches(columns, op.lora) {
-            if let Some((lora, _)) = op.lora {
-                run(Fetch { rows: op.rows, lora, outputs: &columns.range() });
-            }
-            linear(op.weight, op.bias, x, columns.start, &mut columns.rows);
+            let meanwhile = &mut meanwhile(op.rows, op.lora, &columns.range());
+            linear(op.weight, op.bias, x, columns.start, &mut columns.rows, meanwhile);
             run(ProjectEnd { op, columns });
         }
     });
@@ -155,16 +153,10 @@ pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
             let gate = columns.range();
             let mut up = vec![0.0; gate.len() * op.rows.len()];
             let up: &mut Vec<&mut [f32]> = &mut up.chunks_mut(gate.len().max(1)).collect();
-            if let Some((lora, _)) = op.lora {
-                run(Fetch { rows: op.rows, lora, outputs: &gate });
-                run(Fetch {
-                    rows: op.rows,
-                    lora,
-                    outputs: &(op.outputs + gate.start..op.outputs + gate.end),
-                });
-            }
-            linear(op.weights[0], op.biases[0], x, columns.start, &mut columns.rows);
-            linear(op.weights[1], op.biases[1], x, columns.start, up);
+            let ups = op.outputs + gate.start..op.outputs + gate.end;
+            let [of_gate, of_up] = &mut [&gate, &ups].map(|outputs| meanwhile(op.rows, op.lora, outputs));
+            linear(op.weights[0], op.biases[0], x, columns.start, &mut columns.rows, of_gate);
+            linear(op.weights[1], op.biases[1], x, columns.start, up, of_up);
             run(GateUpEnd { op, columns, up });
         }
     });
@@ -194,40 +186,37 @@ impl Work for GateUpEnd<'_, '_> {
     }
 }
 
-/// Has the factors of some outputs fetched while W x is computed.
-struct Fetch<'a> {
-    rows: &'a [Row],
-    lora: &'a Lora<Factor<'a>>,
-    outputs: &'a Range<usize>,
-}
-
-impl Work for Fetch<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+/// What to fetch while W x is computed for some outputs.
+fn meanwhile(rows: &[Row], lora: Option<(&Lora<Factor>, &[f32])>, outputs: &Range<usize>) -> Meanwhile {
+    match (rows, lora) {
+        ([row], Some((lora, _))) => Meanwhile::new(lora, row, outputs),
         // A prompt's rows read them so often that only the first time counts.
-        if let [row] = self.rows {
-            fetch_up(simd, self.lora, row, self.outputs);
-        }
+        _ => Meanwhile::none(),
     }
 }
 
 /// y = W x + b for the outputs from `start` on.
-fn linear(weight: &Weight, bias: Option<&[f32]>, x: &Operand, start: usize, y: &mut [&mut [f32]]) {
+fn linear(
+    weight: &Weight,
+    bias: Option<&[f32]>,
+    x: &Operand,
+    start: usize,
+    y: &mut [&mut [f32]],
+    meanwhile: &mut Meanwhile,
+) {
     let width = y.first().map_or(0, |y| y.len());
     let mut done = 0;
     while done < width {
         let (stored, row) = weight.locate(start + done);
         let rest = width - done;
         let rows = match stored {
-            Stored::F32(values) => floats(values, row, done, x, y),
-            Stored::F16(values) => floats(values, row, done, x, y),
-            Stored::Bf16(values) => floats(values, row, done, x, y),
+            Stored::F32(values) => floats(values, row, done, x, y, meanwhile),
+            Stored::F16(values) => floats(values, row, done, x, y, meanwhile),
+            Stored::Bf16(values) => floats(values, row, done, x, y, meanwhile),
             Stored::Panels(panels) => {
                 let rows = (panels.rows - row).min(rest);
                 if let Some(x) = &x.lines {
-                    panel::products(&panels, row..row + rows, x, done, y);
+                    panel::products(&panels, row..row + rows, x, done, y, meanwhile);
                 }
                 rows
             }
@@ -243,13 +232,20 @@ fn linear(weight: &Weight, bias: Option<&[f32]>, x: &Operand, start: usize, y: &
 }
 
 /// The outputs from `done` on that a matrix's rows from `row` on give; returns how many.
-fn floats<E: Element>(matrix: &[E], row: usize, done: usize, x: &Operand, y: &mut [&mut [f32]]) -> usize {
+fn floats<E: Element>(
+    matrix: &[E],
+    row: usize,
+    done: usize,
+    x: &Operand,
+    y: &mut [&mut [f32]],
+    meanwhile: &mut Meanwhile,
+) -> usize {
     let (Some(cols), Some(width)) = (x.floats.first().map(|x| x.len()), y.first().map(|y| y.len())) else {
         return 1;
     };
     let matrix = &matrix[row * cols..];
     let rows = (matrix.len() / cols).min(width - done);
-    run(Floats { matrix, cols, rows, x: &x.floats, done, y });
+    run(Floats { matrix, cols, rows, x: &x.floats, done, y, meanwhile });
     rows
 }
 
@@ -260,6 +256,7 @@ struct Floats<'a, 'b, E> {
     x: &'a [&'a [f32]],
     done: usize,
     y: &'a mut [&'b mut [f32]],
+    meanwhile: &'a mut Meanwhile,
 }
 
 impl<E: Element> Work for Floats<'_, '_, E> {
@@ -267,7 +264,10 @@ impl<E: Element> Work for Floats<'_, '_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { matrix, cols, rows, x, done, y } = self;
+        let Self { matrix, cols, rows, x, done, y, meanwhile } = self;
+        for _ in 0..rows.div_ceil(LANES) {
+            meanwhile.turn(simd);
+        }
         for (block, x) in x.chunks(LINES).enumerate() {
             products(simd, matrix, cols, rows, cols, x, &mut |line, row, sum| {
                 y[block * LINES + line][done + row] = sum;

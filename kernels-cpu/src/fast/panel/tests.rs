@@ -69,7 +69,7 @@ impl Work for RowsOf<'_> {
         let Self { matrix, start, end, x } = self;
         let mut sums = vec![f32::NAN; x.len() / matrix.blocks() * (end - start)];
         let y = &mut sums.chunks_mut(end - start).collect::<Vec<_>>();
-        Products { matrix, rows: start..end, x, done: 0, y }.run(simd);
+        Products { matrix, rows: start..end, x, done: 0, y, meanwhile: &mut Meanwhile::none() }.run(simd);
         sums
     }
 }
