@@ -24,9 +24,7 @@ params! {
     /// `add_position.wgsl`.
     AddPosition { k4: u32, first: u32, rows: u32, offset: u32 }
     /// `norm.wgsl`.
-    Norm {
-        width: u32, groups: u32, stride: u32, extent: u32, centered: u32, weighted: u32, biased: u32, eps: f32,
-    }
+    Norm { width: u32, groups: u32, stride: u32, extent: u32, eps: f32 }
     /// `project.wgsl`.
     Project {
         panels: Panels, k4: u32, used: u32, rows: u32, first: u32, stride: u32, extent: u32, function: u32, biased: u32,

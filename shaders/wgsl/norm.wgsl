@@ -8,14 +8,15 @@ import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::sum;
 import package::shared::step::{count, lora_on, row_index, step_row};
 
+@id(0) override CENTERED: bool;
+@id(1) override WEIGHTED: bool;
+@id(2) override BIASED: bool;
+
 struct Params {
     width: u32,  // of a group
     groups: u32, // in a row
     stride: u32, // elements between rows
     extent: u32,
-    centered: u32,
-    weighted: u32,
-    biased: u32,
     eps: f32,
 }
 
@@ -29,7 +30,7 @@ struct Params {
 fn moments(begin: u32, lane: Lane) -> vec2f {
     let width = f32(params.width);
     var mean = 0.0;
-    if params.centered != 0u {
+    if CENTERED {
         var total = 0.0;
         for (var i = lane.index; i < params.width; i += LANES) {
             total += x[begin + i];
@@ -46,19 +47,22 @@ fn moments(begin: u32, lane: Lane) -> vec2f {
 
 fn normed(begin: u32, i: u32, moments: vec2f) -> f32 {
     var value = (x[begin + i] - moments.x) * moments.y;
-    if params.weighted != 0u {
+    if WEIGHTED {
         value *= weight[i];
     }
-    if params.biased != 0u {
+    if BIASED {
         value += bias[i];
     }
     return value;
 }
 
-fn rank_row(line: u32, output: u32, lane: Lane) {
-    if line >= count(params.extent) {
+fn rank_row(index: u32, lane: Lane) {
+    let carried = next.parts * next.rank;
+    if index >= count(params.extent) * carried {
         return;
     }
+    let line = index / carried;
+    let output = index % carried;
     let row = step_row(row_index(line, params.extent));
     if !lora_on(row, next.layer) {
         return;
@@ -86,10 +90,7 @@ fn main(lane: Lane) {
     let index = group_index(lane);
     let groups = count(params.extent) * params.groups;
     if index >= groups {
-        let carried = next.parts * next.rank;
-        if carried > 0u {
-            rank_row((index - groups) / carried, (index - groups) % carried, lane);
-        }
+        rank_row(index - groups, lane);
         return;
     }
     let begin = index / params.groups * params.stride + index % params.groups * params.width;

@@ -48,12 +48,11 @@ fn sample_words(index: u32, part: u32) -> vec4u {
     return step[ROWS_AT + (step[0].x + index) * 3u + part];
 }
 
-// The index of the step's row that line `line` of a tensor of this extent belongs to.
+// The index of the step's row that line `line` of a tensor of this extent belongs to. No branch, as its condition would
+// hang on a uniform alone: software drivers compile a kernel anew, at every launch, for what such conditions decide.
 fn row_index(line: u32, extent: u32) -> u32 {
-    if extent == SAMPLES {
-        return sample_words(line, 0u).x;
-    }
-    return line;
+    let samples = extent == SAMPLES;
+    return select(line, sample_words(select(0u, line, samples), 0u).x, samples);
 }
 
 // Whether LoRA is on for the row in this layer (127: outside the layers).

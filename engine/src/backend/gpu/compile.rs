@@ -130,18 +130,17 @@ impl Compiler<'_> {
             groups: norm.groups as u32,
             stride: stride(row) as u32,
             extent: extent_code(self.extent()),
-            centered: u32::from(centered),
-            weighted: u32::from(weight.is_some()),
-            biased: u32::from(centered && bias.is_some()),
             eps: norm.eps,
         };
+        let flags = [centered, weight.is_some(), centered && bias.is_some()];
+        let constants = ["0", "1", "2"].into_iter().zip(flags.map(u32::from)).collect();
         let (weight, bias) = (self.vectors(&[weight], width)?, self.vectors(&[bias], width)?);
         let (next, carried) = self.carried()?;
         let operands = [read(1, self.input(0)), read(2, &weight), read(3, &bias), write(4, self.output()?)];
         let bindings = operands.into_iter().chain(carried).collect();
         let grid = Grid::Groups(norm.groups as u64 + u64::from(next.parts * next.rank));
         let launch = Launch::new(self, params, bindings, grid)?;
-        Ok(vec![Launch { extent: self.extent(), next: Some(next), ..launch }])
+        Ok(vec![Launch { constants, extent: self.extent(), next: Some(next), ..launch }])
     }
 
     /// These vectors one after the other, as one buffer; any buffer if there is none.
