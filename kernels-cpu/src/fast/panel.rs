@@ -378,7 +378,13 @@ struct Eights<'a>(&'a [Bytes]);
 impl Codes for Eights<'_> {
     #[inline(always)]
     fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
+        let mut sums = [simd.ints(0); N];
+        if S::ABOVE {
+            for n in 0..N {
+                sums[n] = simd.ints(16 * x[n].middle);
+            }
+        }
         fetch(simd, &self.0[block]);
-        simd.dots_8(&self.0[block], inputs(x), [simd.ints(0); N])
+        simd.dots_8(&self.0[block], inputs(x), sums)
     }
 }

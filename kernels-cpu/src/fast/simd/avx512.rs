@@ -15,6 +15,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type Vector = __m512;
     type Ints = __m512i;
     const WIDE: bool = true;
+    const ABOVE: bool = VNNI;
 
     #[inline(always)]
     fn zero(self) -> Self::Vector {
@@ -151,8 +152,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         sums
     }
 
-    /// A product's sign goes from the code to the input, because the instructions want one operand unsigned. Without
-    /// VNNI each pair of products is at most 2 · 128 · 127, which fits 16 bits.
+    /// The instructions want one operand unsigned. With VNNI that is 128 more than the code; without, where such pairs of
+    /// products would not fit 16 bits, the code's size, and its sign goes to the input: at most 2 · 128 · 127.
     #[inline(always)]
     fn dots_8<const N: usize>(
         self,
@@ -164,13 +165,14 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe {
             for (v, words) in codes.iter().enumerate() {
                 let words = load(words);
+                let above = _mm512_xor_si512(words, _mm512_set1_epi8(i8::MIN));
                 let (size, negative) = (_mm512_abs_epi8(words), _mm512_movepi8_mask(words));
                 for n in 0..N {
                     let x = broadcast(x[n][v]);
-                    let x = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
                     sums[n] = if VNNI {
-                        _mm512_dpbusd_epi32(sums[n], size, x)
+                        _mm512_dpbusd_epi32(sums[n], above, x)
                     } else {
+                        let x = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
                         let pairs = _mm512_maddubs_epi16(size, x);
                         _mm512_add_epi32(sums[n], _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
                     };

@@ -21,6 +21,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     type Ints: Copy;
     /// Whether there are registers for tiles of 2 × 4 sums (else 2 × 2).
     const WIDE: bool;
+    /// Whether [`Self::dots_8`] takes codes for 128 more than they are.
+    const ABOVE: bool = false;
 
     fn zero(self) -> Self::Vector;
     fn splat(self, value: f32) -> Self::Vector;
@@ -61,7 +63,7 @@ pub(super) trait Simd: Copy + Send + Sync {
         x: [&Inputs; N],
         sums: [Self::Ints; N],
     ) -> [Self::Ints; N];
-    /// The same of 8-bit codes.
+    /// The same of 8-bit codes; of codes + 128, if [`Self::ABOVE`].
     fn dots_8<const N: usize>(self, codes: &Bytes, x: [&Inputs; N], sums: [Self::Ints; N])
     -> [Self::Ints; N];
 }
