@@ -53,9 +53,14 @@ impl Meanwhile {
                 Factor::F16(b) => bytes(&b[panels]),
             });
         }
-        let total: usize = ranges.iter().map(|range| range.end.addr() - range.start.addr()).sum();
-        let lines = total.div_ceil(CACHE_LINE).div_ceil(outputs.len().div_ceil(LANES).max(1));
-        Self { ranges, lines }
+        let all = Self { ranges, lines: 0 };
+        let turns = outputs.len().div_ceil(LANES).max(1);
+        Self { lines: all.left().div_ceil(CACHE_LINE).div_ceil(turns), ..all }
+    }
+
+    /// Bytes that were not asked for yet.
+    fn left(&self) -> usize {
+        self.ranges.iter().map(|range| range.end.addr() - range.start.addr()).sum()
     }
 
     /// Nothing.
@@ -286,7 +291,7 @@ mod tests {
         (0..count).map(|i| ((i * 29 + 7) % 64) as f32 / 32.0 - 1.0).collect()
     }
 
-    /// The cache lines that turns ask for.
+    /// The bytes that are left after each of some turns.
     struct Turns<'a>(&'a mut Meanwhile, usize);
 
     impl Work for Turns<'_> {
@@ -294,12 +299,11 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
-            let left = |m: &Meanwhile| m.ranges.iter().map(|r| r.end.addr() - r.start.addr()).sum::<usize>();
-            let step = |_| {
+            let turn = |_| {
                 self.0.turn(simd);
-                left(self.0)
+                self.0.left()
             };
-            (0..self.1).map(step).collect()
+            (0..self.1).map(turn).collect()
         }
     }
 

@@ -341,6 +341,18 @@ fn inputs<const N: usize>(x: &[Block; N]) -> [&Inputs; N] {
     inputs
 }
 
+/// Where sums of N blocks begin whose codes are `above` more than is meant, a multiple of 8.
+#[inline(always)]
+fn without<S: Simd, const N: usize>(simd: S, x: &[Block; N], above: i32) -> [S::Ints; N] {
+    let mut sums = [simd.ints(0); N];
+    if above > 0 {
+        for n in 0..N {
+            sums[n] = simd.ints(above / 8 * x[n].middle);
+        }
+    }
+    sums
+}
+
 /// The codes of a panel, and how a block of them is multiplied with rounded inputs.
 trait Codes {
     /// The products of block `block` with a block of each line.
@@ -353,14 +365,8 @@ struct Fours<'a, const MIDDLE: bool>(&'a [Nibbles]);
 impl<const MIDDLE: bool> Codes for Fours<'_, MIDDLE> {
     #[inline(always)]
     fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
-        let mut sums = [simd.ints(0); N];
-        if MIDDLE {
-            for n in 0..N {
-                sums[n] = simd.ints(x[n].middle);
-            }
-        }
         fetch(simd, &self.0[block]);
-        simd.dots_4(&self.0[block], inputs(x), sums)
+        simd.dots_4(&self.0[block], inputs(x), without(simd, x, if MIDDLE { 8 } else { 0 }))
     }
 }
 
@@ -378,13 +384,7 @@ struct Eights<'a>(&'a [Bytes]);
 impl Codes for Eights<'_> {
     #[inline(always)]
     fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
-        let mut sums = [simd.ints(0); N];
-        if S::ABOVE {
-            for n in 0..N {
-                sums[n] = simd.ints(16 * x[n].middle);
-            }
-        }
         fetch(simd, &self.0[block]);
-        simd.dots_8(&self.0[block], inputs(x), sums)
+        simd.dots_8(&self.0[block], inputs(x), without(simd, x, if S::ABOVE { 128 } else { 0 }))
     }
 }
