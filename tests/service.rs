@@ -161,6 +161,26 @@ fn an_adapter_that_needs_more_room_makes_what_runs_encode_again_and_go_on() {
 }
 
 #[test]
+fn a_request_that_waits_keeps_the_room_that_its_forgotten_adapter_needs() {
+    on_both(|options| {
+        let options = &EngineOptions { sequences: 1, context: 16, ..options.clone() };
+        let service = serve(options);
+        let client = service.client();
+        let id = client.load_adapter(adapter("rank-16"), 1.0).expect("an adapter");
+        let mut first = client.submit(request(4, 12, 1)).expect("a place");
+        first.next().expect("a token");
+        let waits = client.submit(request(5, 6, 2).with_lora(Lora::new(id))).expect("a place");
+        client.remove_adapter(id).expect("it was loaded");
+        // More positions than there is room for: all is made anew.
+        let longer = client.submit(request(10, 20, 3)).expect("a place");
+        let [_, waits, longer] =
+            [first, waits, longer].map(|tokens| tokens.wait().expect("a generation").paths);
+        assert_eq!(waits, alone(options, &request(5, 6, 2), Some("rank-16"), Lora::new(id)));
+        assert_eq!(longer, alone(options, &request(10, 20, 3), None, Lora::BASE));
+    });
+}
+
+#[test]
 fn dropping_or_cancelling_ends_a_request_and_no_other() {
     on_both(|options| {
         let service = serve(options);

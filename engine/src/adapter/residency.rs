@@ -2,7 +2,7 @@
 //! factors.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::adapter::{Adapter, Factors};
 use crate::request::AdapterId;
@@ -14,8 +14,12 @@ use crate::request::AdapterId;
 #[derive(Default)]
 pub(crate) struct Residency {
     loaded: BTreeMap<AdapterId, Arc<Adapter>>,
+    /// All that somebody may still hold, also requests that wait.
+    known: Vec<Weak<Adapter>>,
     slots: Vec<Slot>,
     next_id: u32,
+    /// How often adapters came and went.
+    changes: u64,
     clock: u64,
     pub counts: ResidencyCounts,
 }
@@ -50,6 +54,7 @@ impl Residency {
     pub fn add(&mut self, adapter: Arc<Adapter>) -> AdapterId {
         let id = AdapterId(self.next_id);
         self.next_id += 1;
+        self.know(&adapter);
         self.loaded.insert(id, adapter);
         id
     }
@@ -57,8 +62,12 @@ impl Residency {
     /// Another adapter (or none) under an id; `false` if there is no such id.
     pub fn replace(&mut self, id: AdapterId, adapter: Option<Arc<Adapter>>) -> bool {
         let known = self.loaded.contains_key(&id);
+        self.changes += 1;
         match adapter {
-            Some(adapter) if known => self.loaded.insert(id, adapter),
+            Some(adapter) if known => {
+                self.know(&adapter);
+                self.loaded.insert(id, adapter)
+            }
             _ => self.loaded.remove(&id),
         };
         known
@@ -69,9 +78,20 @@ impl Residency {
         self.loaded.get(&id)
     }
 
-    /// All loaded adapters and those that are in slots.
-    pub fn adapters(&self) -> impl Iterator<Item = &Arc<Adapter>> {
-        self.loaded.values().chain(self.slots.iter().filter_map(|slot| slot.adapter.as_ref()))
+    fn know(&mut self, adapter: &Arc<Adapter>) {
+        self.changes += 1;
+        self.known.retain(|known| known.strong_count() > 0);
+        self.known.push(Arc::downgrade(adapter));
+    }
+
+    /// All adapters that have an id, or that requests still run with or will.
+    pub fn adapters(&self) -> impl Iterator<Item = Arc<Adapter>> {
+        self.known.iter().filter_map(Weak::upgrade)
+    }
+
+    /// Another number whenever adapters came or went.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How many adapters have an id.

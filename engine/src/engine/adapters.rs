@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
-use crate::adapter::{self, Adapter, Factors, Residency, ResidencyCounts};
+use crate::adapter::{self, Adapter, Residency, ResidencyCounts};
 use crate::error::{Error, Result};
 use crate::model::{Model, Spec};
 use crate::options::{AdapterRoom, EngineOptions};
@@ -44,7 +44,8 @@ impl Engine {
             self.adapters.replace(id, Some(before));
             return Err(error);
         }
-        self.host().sweep()
+        self.host().sweep();
+        Ok(())
     }
 
     /// Forgets an adapter. Requests can no longer name it; those that run go on with it.
@@ -52,7 +53,8 @@ impl Engine {
         if !self.adapters.replace(id, None) {
             return Err(not_loaded());
         }
-        self.host().sweep()
+        self.host().sweep();
+        Ok(())
     }
 
     /// How many adapters are loaded, how many slots the device has for them, and how many of these are held by requests
@@ -77,16 +79,19 @@ impl Engine {
     fn bring(&mut self, adapter: &Arc<Adapter>) -> Result<()> {
         self.make_room(0)?;
         let mut host = self.host();
-        match host.take_slot(adapter)? {
-            Some(slot) => host.give_slot(slot),
-            None => Ok(()),
+        if let Some(slot) = host.take_slot(adapter)? {
+            host.give_slot(slot);
         }
+        Ok(())
     }
 
     /// Makes the runtime anew when so many positions or the adapters need more room than it has. Then all caches are
     /// empty.
     pub(super) fn make_room(&mut self, positions: usize) -> Result<()> {
         let context = positions.max(self.options.context).clamp(1, self.model.spec.context);
+        if self.room_for == Some(self.adapters.changes()) && self.runtime.needs().context >= context {
+            return Ok(());
+        }
         let needs = needs(&self.adapters, &self.model, &self.options, context)?;
         let slots = needs.lora.slots;
         if !self.adapters.can_resize(slots) {
@@ -98,26 +103,27 @@ impl Engine {
             let mut factors = self.adapters.factors();
             factors.resize(slots, None);
             let context = context.max(self.runtime.needs().context);
-            self.renew(Needs { context, ..needs }, &factors)?;
+            let needs = Needs { context, ..needs };
+            self.renew(Runtime::new(&self.model, &self.options, needs, &factors, Some(&self.runtime))?);
         }
         self.adapters.resize(slots);
+        self.room_for = Some(self.adapters.changes());
         Ok(())
     }
 
     /// The device may be lost: makes the runtime anew as it was.
     pub(super) fn revive(&mut self) -> Result<()> {
         let (needs, factors) = (self.runtime.needs(), self.adapters.factors());
-        self.renew(needs, &factors)
+        self.renew(Runtime::new(&self.model, &self.options, needs, &factors, None)?);
+        Ok(())
     }
 
-    /// Another runtime, which goes on with the counts of pages and the list of steps.
-    fn renew(&mut self, needs: Needs, slots: &[Option<Arc<Factors>>]) -> Result<()> {
-        let runtime = Runtime::new(&self.model, &self.options, needs, slots)?;
+    /// Goes on with another runtime, which takes over the counts of pages and the list of steps.
+    fn renew(&mut self, runtime: Runtime) {
         let before = std::mem::replace(&mut self.runtime, runtime);
         self.runtime.count_on_from(before.pages());
         self.runtime.steps = before.steps;
         self.rebuilds += 1;
-        Ok(())
     }
 }
 

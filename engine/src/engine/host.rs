@@ -45,9 +45,13 @@ impl Engine {
 
 impl EngineHost<'_> {
     /// Empties slots whose adapter nobody needs any more.
-    pub(super) fn sweep(&mut self) -> Result<()> {
-        let stale = self.adapters.sweep();
-        stale.into_iter().try_for_each(|slot| self.runtime.set_slot(slot, None))
+    pub(super) fn sweep(&mut self) {
+        for slot in self.adapters.sweep() {
+            if let Err(error) = self.runtime.set_slot(slot, None) {
+                // Nobody names the slot before other factors are in it; a device that is lost says so in the next step.
+                tracing::warn!(%error, slot, "an adapter's slot was not emptied");
+            }
+        }
     }
 }
 
@@ -77,9 +81,9 @@ impl Host for EngineHost<'_> {
         Ok(Some(taken.slot as u32))
     }
 
-    fn give_slot(&mut self, slot: u32) -> Result<()> {
+    fn give_slot(&mut self, slot: u32) {
         self.adapters.give(slot as usize);
-        self.sweep()
+        self.sweep();
     }
 
     fn begin(&mut self, sequence: u32, rows: Vec<Row>, room: Room) -> Result<Option<usize>> {

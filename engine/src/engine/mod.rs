@@ -58,6 +58,8 @@ pub struct Engine {
     held: BTreeSet<u32>,
     /// How often the runtime was made anew: schedulers then encode again what runs.
     rebuilds: u64,
+    /// The adapters that there was last found to be room for, see [`Residency::changes`].
+    room_for: Option<u64>,
     times: StepTimes,
 }
 
@@ -96,7 +98,7 @@ impl Engine {
         let context = options.context.clamp(1, model.spec.context);
         let mut adapters = Residency::default();
         let needs = adapters::needs(&adapters, &model, &options, context)?;
-        let runtime = Runtime::new(&model, &options, needs, &[])?;
+        let runtime = Runtime::new(&model, &options, needs, &[], None)?;
         if runtime.backend.kind() == "cpu" {
             // Looking for a GPU takes tens of milliseconds: not again whenever a request or adapter needs more room.
             options.backend = BackendChoice::Cpu;
@@ -114,6 +116,7 @@ impl Engine {
             runtime,
             held,
             rebuilds,
+            room_for: None,
             times,
         })
     }
@@ -305,7 +308,8 @@ impl Engine {
         };
         let logits =
             self.logits_in(ids, &order.lora.in_slot(slot), ids.len() > order.limits.original_context);
-        slot.map_or(Ok(()), |slot| self.host().give_slot(slot)).and(logits)
+        slot.into_iter().for_each(|slot| self.host().give_slot(slot));
+        logits
     }
 
     fn logits_in(&mut self, ids: &[u32], lora: &ResolvedLora, long: bool) -> Result<Vec<f32>> {

@@ -35,9 +35,25 @@ impl Engine {
         Ok(scheduler.submit(order, now))
     }
 
-    /// Runs one step; `false` when nothing is left to do. A device that fails is made anew, once until another token
-    /// comes, and running requests go on from their tokens.
+    /// Runs one step; `false` when nothing is left to do. A device that fails is made anew, a few times until another
+    /// token comes, and running requests go on from their tokens.
     pub(crate) fn step(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: &dyn Fn() -> Duration,
+        observer: &mut dyn FnMut(&Event<'_>) -> Control,
+    ) -> Result<bool> {
+        let mut result = self.try_step(scheduler, now, observer);
+        while let Err(error @ Error::Device { .. }) = &result {
+            let Some(pause) = scheduler.revive_after() else { break };
+            tracing::warn!(%error, ?pause, "the device failed: it is made anew, and requests go on from their tokens");
+            std::thread::sleep(pause);
+            result = self.revive().map(|()| true);
+        }
+        result
+    }
+
+    fn try_step(
         &mut self,
         scheduler: &mut Scheduler,
         now: &dyn Fn() -> Duration,
@@ -52,14 +68,7 @@ impl Engine {
         self.times.steps += 1;
         self.times.total += started.elapsed();
         self.times.device += self.runtime.device_time - device;
-        match result {
-            Err(error @ Error::Device { .. }) if scheduler.may_revive() => {
-                tracing::warn!(%error, "the device failed: it is made anew, and requests go on from their tokens");
-                self.revive()?;
-                Ok(true)
-            }
-            result => result,
-        }
+        result
     }
 
     /// A request, checked, with what the policy decides.

@@ -27,9 +27,12 @@ impl Scheduler {
         if sampled.invalid != 0 {
             let reason =
                 "the model computed a value that is not finite; its weights or the adapter's are damaged";
-            return self.fail_job(job, Error::value("logits", reason), host);
+            self.fail_job(job, Error::value("logits", reason), host);
+            return Ok(());
         }
         self.drawn += 1;
+        // Whoever has a prompt like this one's can share it from now on.
+        self.released += u64::from(sequence.first_token.is_none());
         let mut end = None;
         for delivered in sequence.accept(sampled, now) {
             let crate::schedule::sequence::Delivered { token, logprob, text, finish } = delivered;
@@ -38,21 +41,24 @@ impl Scheduler {
             match observer(&Event { request, path, token, logprob, text: &text, finish }) {
                 Control::Continue => {}
                 Control::Stop => end = end.or(Some(Finish::Stop)),
-                Control::Cancel => return self.cancel(job, host),
-                Control::Switch(lora) => {
-                    if let Err(error) = self.switch(at, &lora, host) {
-                        return match error {
-                            Error::Device { .. } => Err(error),
-                            error => self.fail_job(job, error, host),
-                        };
-                    }
+                Control::Cancel => {
+                    self.cancel(job, host);
+                    return Ok(());
                 }
+                Control::Switch(lora) => match self.switch(at, &lora, host) {
+                    Ok(()) => {}
+                    Err(error @ Error::Device { .. }) => return Err(error),
+                    Err(error) => {
+                        self.fail_job(job, error, host);
+                        return Ok(());
+                    }
+                },
             }
         }
         if let Some(finish) = end {
-            self.end_path(at, finish, true, host)?;
+            self.end_path(at, finish, true, host);
             if self.jobs.get(&job).is_some_and(|job| job.is_decided()) {
-                return self.end_job(job, Finish::Stop, true, host);
+                self.end_job(job, Finish::Stop, true, host);
             }
             self.retire(job);
         }

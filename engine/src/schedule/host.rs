@@ -24,11 +24,11 @@ pub(crate) trait Host {
     fn resolve(&self, lora: &Lora) -> Result<Choice>;
 
     /// A slot with this adapter's factors in it, held until [`Self::give_slot`] was called as often; `None` while all
-    /// slots are held for other adapters.
+    /// slots are held for other adapters. An error that is not the device's is the request's alone.
     fn take_slot(&mut self, adapter: &Arc<Adapter>) -> Result<Option<u32>>;
 
-    /// Lets go of a slot.
-    fn give_slot(&mut self, slot: u32) -> Result<()>;
+    /// Lets go of a slot. A device that cannot be told of it is lost, as the next step will say.
+    fn give_slot(&mut self, slot: u32);
 
     /// Room for a path on a free sequence, whose state is cleared; `rows` are those that it will run first. Returns how
     /// many of them it has already, and need not run: fewer than there are. `None` while there is no room (then the path

@@ -46,6 +46,8 @@ pub(crate) struct Job {
     pub next_path: u32,
     pub running: usize,
     pub overtaken: u32,
+    /// What the scheduler had released when there was last no room for it.
+    pub waits_since: Option<u64>,
     paths: Vec<Option<Path>>,
     ballot: Option<Ballot>,
     report: Report,
@@ -60,6 +62,7 @@ impl Job {
             next_path: 0,
             running: 0,
             overtaken: 0,
+            waits_since: None,
             paths: vec![None; request.paths as usize],
             ballot: request.vote.clone().map(|rule| Ballot::new(rule, request.paths)),
             report: Report { prompt_tokens: request.ids.len(), ..Report::default() },

@@ -2,6 +2,8 @@
 //! fit: [`order`] says who begins and who gets how many rows, [`Host`] is what it needs of the device.
 
 mod deliver;
+#[cfg(test)]
+mod fake;
 mod host;
 mod job;
 mod order;

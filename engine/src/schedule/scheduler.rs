@@ -42,6 +42,10 @@ pub(crate) struct Load {
     pub restarts: u64,
 }
 
+/// How long to wait before a device that failed is made anew, time after time until a token comes: a driver may need a
+/// moment, and a long prompt may meet a second failure. One that always fails is not tried for ever.
+const REVIVALS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(250), Duration::from_secs(1)];
+
 /// Takes requests at any time and runs them to their ends. It has no clock: times are arguments, counted from any fixed
 /// moment.
 pub(crate) struct Scheduler {
@@ -66,8 +70,10 @@ pub(crate) struct Scheduler {
     pub(super) last_step: [usize; 2],
     pub(super) shared_positions: u64,
     restarts: u64,
-    /// [`Self::drawn`] when a failed device was made anew.
-    revived_at: Option<u64>,
+    /// [`Self::drawn`] when a failed device was last made anew, and how often it was since that token.
+    revived: (u64, usize),
+    /// Counts what may make room: paths that ended, prompts that can be shared. Who found none waits for the next.
+    pub(super) released: u64,
 }
 
 /// What became of a path that was to begin.
@@ -97,7 +103,8 @@ impl Scheduler {
             last_step: [0; 2],
             shared_positions: 0,
             restarts: 0,
-            revived_at: None,
+            revived: (0, 0),
+            released: 0,
         }
     }
 
@@ -116,8 +123,8 @@ impl Scheduler {
     }
 
     /// Ends a request wherever it is; its sequences and slots are free at once, for the next step.
-    pub fn cancel(&mut self, job: u64, host: &mut dyn Host) -> Result<()> {
-        self.end_job(job, Finish::Cancelled, false, host)
+    pub fn cancel(&mut self, job: u64, host: &mut dyn Host) {
+        self.end_job(job, Finish::Cancelled, false, host);
     }
 
     /// Whether nothing is left to do.
@@ -150,10 +157,10 @@ impl Scheduler {
     }
 
     /// Ends requests whose deadline has passed.
-    pub(super) fn expire(&mut self, now: Duration, host: &mut dyn Host) -> Result<()> {
+    pub(super) fn expire(&mut self, now: Duration, host: &mut dyn Host) {
         let late = |(&number, job): (&u64, &Job)| job.deadline().filter(|&at| at <= now).map(|_| number);
         let late: Vec<u64> = self.jobs.iter().filter_map(late).collect();
-        late.into_iter().try_for_each(|job| self.end_job(job, Finish::Deadline, false, host))
+        late.into_iter().for_each(|job| self.end_job(job, Finish::Deadline, false, host));
     }
 
     /// Gives free sequences to waiting paths, in the order that [`order`] states.
@@ -181,8 +188,21 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Begins a request's next path, if what it needs is to be had.
+    /// Begins a request's next path, if what it needs is to be had. That is not asked again before there may be more room:
+    /// asking fills a slot and looks through a whole prompt.
     fn begin(&mut self, number: u64, now: Duration, host: &mut dyn Host) -> Result<Begin> {
+        let released = self.released;
+        if self.jobs.get(&number).is_some_and(|job| job.waits_since == Some(released)) {
+            return Ok(Begin::Later);
+        }
+        let begin = self.try_begin(number, now, host)?;
+        if let Some(job) = self.jobs.get_mut(&number) {
+            job.waits_since = matches!(begin, Begin::Later).then_some(released);
+        }
+        Ok(begin)
+    }
+
+    fn try_begin(&mut self, number: u64, now: Duration, host: &mut dyn Host) -> Result<Begin> {
         let (Some(&id), Some(job)) = (self.free.last(), self.jobs.get_mut(&number)) else {
             return Ok(Begin::Later);
         };
@@ -193,14 +213,13 @@ impl Scheduler {
         };
         let mut slot = None;
         if let Some(adapter) = &job.order.lora.adapter {
-            slot = host.take_slot(adapter)?;
-            if slot.is_none() {
-                return if alone {
-                    self.fail(number, refuse("adapter slot"), host)
-                } else {
-                    Ok(Begin::Later)
-                };
-            }
+            slot = match host.take_slot(adapter) {
+                Ok(None) if alone => return Ok(self.fail(number, refuse("adapter slot"), host)),
+                Ok(None) => return Ok(Begin::Later),
+                Err(error @ Error::Device { .. }) => return Err(error),
+                Err(error) => return Ok(self.fail(number, error, host)),
+                taken => taken?,
+            };
         }
         let (order, numbers) = (&job.order, [self.next_serial, number]);
         let lora = order.lora.in_slot(slot);
@@ -211,7 +230,7 @@ impl Scheduler {
         let rows = if sequence.waits_for_copy { Vec::new() } else { sequence.known_rows() };
         let found = host.begin(id, rows, sequence.room());
         if let (false, Some(slot)) = (matches!(found, Ok(Some(_))), slot) {
-            host.give_slot(slot)?;
+            host.give_slot(slot);
         }
         match found {
             Ok(Some(positions)) => {
@@ -219,10 +238,10 @@ impl Scheduler {
                 job.cached(positions);
                 self.shared_positions += positions as u64;
             }
-            Ok(None) if alone => return self.fail(number, refuse("room"), host),
+            Ok(None) if alone => return Ok(self.fail(number, refuse("room"), host)),
             Ok(None) => return Ok(Begin::Later),
             Err(error @ Error::Device { .. }) => return Err(error),
-            Err(error) => return self.fail(number, error, host),
+            Err(error) => return Ok(self.fail(number, error, host)),
         }
         self.free.pop();
         job.begin(now);
@@ -235,40 +254,27 @@ impl Scheduler {
         Ok(Begin::Begun)
     }
 
-    fn fail(&mut self, number: u64, error: Error, host: &mut dyn Host) -> Result<Begin> {
-        self.fail_job(number, error, host)?;
-        Ok(Begin::Failed)
+    fn fail(&mut self, number: u64, error: Error, host: &mut dyn Host) -> Begin {
+        self.fail_job(number, error, host);
+        Begin::Failed
     }
 
     /// Ends a path, which leaves the running ones.
-    pub(super) fn end_path(
-        &mut self,
-        at: usize,
-        finish: Finish,
-        voted: bool,
-        host: &mut dyn Host,
-    ) -> Result<()> {
+    pub(super) fn end_path(&mut self, at: usize, finish: Finish, voted: bool, host: &mut dyn Host) {
         let sequence = self.running.remove(at);
         host.end(sequence.id);
         self.free.push(sequence.id);
-        let given: Result<Vec<()>> = sequence.slots().map(|slot| host.give_slot(slot)).collect();
+        self.released += 1;
+        sequence.slots().for_each(|slot| host.give_slot(slot));
         if let Some(job) = self.jobs.get_mut(&sequence.job) {
             job.take(sequence, finish, voted);
         }
-        given.map(drop)
     }
 
     /// Ends a request's running and waiting paths. `spared`: because its vote was decided.
-    pub(super) fn end_job(
-        &mut self,
-        number: u64,
-        finish: Finish,
-        spared: bool,
-        host: &mut dyn Host,
-    ) -> Result<()> {
-        let mut result = Ok(());
+    pub(super) fn end_job(&mut self, number: u64, finish: Finish, spared: bool, host: &mut dyn Host) {
         while let Some(at) = self.running.iter().position(|s| s.job == number) {
-            result = result.and(self.end_path(at, finish, false, host));
+            self.end_path(at, finish, false, host);
             if let Some(job) = self.jobs.get_mut(&number) {
                 job.abstain(spared);
             }
@@ -277,37 +283,35 @@ impl Scheduler {
             job.close(finish, spared);
         }
         self.retire(number);
-        result
     }
 
     /// Ends a request with an error.
-    pub(super) fn fail_job(&mut self, number: u64, error: Error, host: &mut dyn Host) -> Result<()> {
-        let mut result = Ok(());
+    pub(super) fn fail_job(&mut self, number: u64, error: Error, host: &mut dyn Host) {
         while let Some(at) = self.running.iter().position(|s| s.job == number) {
-            result = result.and(self.end_path(at, Finish::Cancelled, false, host));
+            self.end_path(at, Finish::Cancelled, false, host);
         }
         if self.jobs.remove(&number).is_some() {
             self.done.push(Done { job: number, result: Err(error) });
         }
-        result
     }
 
     /// Ends all requests with an error, and waits for what is under way.
     pub fn fail_all(&mut self, error: impl Fn() -> Error, host: &mut dyn Host) {
         for step in self.in_flight.drain(..) {
-            // There is an error already: it is the first one that callers should see. The same below.
+            // There is an error already: it is the first one that callers should see.
             let _ = host.collect(step.ticket);
         }
-        self.revived_at = None;
+        self.revived = (self.drawn, 0);
         let all: Vec<u64> = self.jobs.keys().copied().collect();
-        for job in all {
-            let _ = self.fail_job(job, error(), host);
-        }
+        all.into_iter().for_each(|job| self.fail_job(job, error(), host));
     }
 
-    /// Whether a device that fails now should be made anew: `false` if no token came since the last time.
-    pub fn may_revive(&mut self) -> bool {
-        self.revived_at.replace(self.drawn) != Some(self.drawn)
+    /// After which time a device that fails now should be made anew; `None`: it was often enough without a token between
+    /// (see [`REVIVALS`]).
+    pub fn revive_after(&mut self) -> Option<Duration> {
+        let before = if self.revived.0 == self.drawn { self.revived.1 } else { 0 };
+        self.revived = (self.drawn, before + 1);
+        REVIVALS.get(before).copied()
     }
 
     /// The device under the host was made anew, with empty caches and the same slots: every path runs again what it
@@ -315,6 +319,7 @@ impl Scheduler {
     pub fn restart(&mut self, host: &mut dyn Host) -> Result<()> {
         self.in_flight.clear();
         self.restarts += 1;
+        self.released += 1;
         self.running.iter_mut().for_each(Sequence::restart);
         self.begin_again(host).map(drop)
     }

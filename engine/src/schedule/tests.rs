@@ -1,187 +1,20 @@
-//! The scheduler on a device without a model: what it draws is a hash of the sequence's rows, as a model's would be.
+//! The scheduler on a device without a model.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use wattle_shaders::{FROM_STATE, LayerMask, NO_INDEX, Row, Sampled};
+use wattle_shaders::LayerMask;
 
+use super::PathLimits;
+use super::fake::{BROKEN, Device, MOST_PAGES};
 use super::job::{Choice, Done, Order};
 use super::scheduler::Scheduler;
-use super::{Host, PathLimits, Room};
-use crate::adapter::{ActivationRule, Adapter, Factors, Residency};
-use crate::backend::{Capacity, Step, Ticket};
-use crate::error::{Error, Result};
+use crate::adapter::{ActivationRule, Adapter, Factors};
 use crate::generation::{Control, Event, Finish, Generation};
-use crate::request::{Closing, Lora, Priority, Request};
-
-/// Pages of 4 positions that any path of these tests may need.
-const MOST_PAGES: usize = 13;
-
-/// Rows that a sequence has run: (token, adapter slot's content, mask).
-type Cache = Vec<(u32, u64)>;
-
-/// A device whose draws depend on all that a sequence has run, and that checks what it is told.
-struct Device {
-    capacity: Capacity,
-    depth: usize,
-    adapters: Residency,
-    /// What is in the slots.
-    contents: BTreeMap<u32, u64>,
-    caches: Vec<Cache>,
-    last: Vec<u32>,
-    begun: Vec<bool>,
-    /// Pages of 4 positions; each path reserves what it may need.
-    pages: usize,
-    reserved: BTreeMap<u32, usize>,
-    steps: VecDeque<(u64, Vec<Sampled>)>,
-    submitted: u64,
-    rows: Vec<usize>,
-    /// Fails at this step, once.
-    lost_at: Option<u64>,
-}
-
-impl Device {
-    fn new(sequences: usize, rows: usize, depth: usize) -> Self {
-        Self {
-            capacity: Capacity { sequences, context: 64, pages: sequences, rows, samples: rows },
-            depth,
-            adapters: Residency::default(),
-            contents: BTreeMap::new(),
-            caches: vec![Vec::new(); sequences],
-            last: vec![0; sequences],
-            begun: vec![false; sequences],
-            pages: usize::MAX,
-            reserved: BTreeMap::new(),
-            steps: VecDeque::new(),
-            submitted: 0,
-            rows: Vec::new(),
-            lost_at: None,
-        }
-    }
-
-    fn draw(&self, sequence: usize, sample: &wattle_shaders::Sample) -> u32 {
-        let seed = u64::from(sample.path) << 32 | u64::from(sample.seed[0]);
-        let mix = |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);
-        let hash = self.caches[sequence]
-            .iter()
-            .fold(seed, |hash, &(token, lora)| mix(mix(hash, u64::from(token)), lora));
-        (hash >> 40) as u32 % 50
-    }
-
-    /// What a row's adapter does to it.
-    fn content(&self, row: &Row) -> u64 {
-        let active = row.slot != NO_INDEX && row.lora != [0; 4];
-        if active { self.contents[&row.slot] } else { 0 }
-    }
-
-    /// It was made anew, with as much room as one path may need: what shared pages before does not fit any more.
-    fn forget(&mut self) {
-        self.steps.clear();
-        self.caches.iter_mut().for_each(Vec::clear);
-        self.reserved.clear();
-        self.pages = self.pages.min(MOST_PAGES);
-    }
-}
-
-impl Host for Device {
-    fn capacity(&self) -> Capacity {
-        self.capacity
-    }
-
-    fn depth(&self) -> usize {
-        self.depth
-    }
-
-    fn resolve(&self, lora: &Lora) -> Result<Choice> {
-        let adapter = lora.adapter.and_then(|id| self.adapters.get(id)).cloned();
-        Ok(Choice { adapter, layers: lora.layers, from: 0, gated: lora.gated })
-    }
-
-    fn take_slot(&mut self, adapter: &Arc<Adapter>) -> Result<Option<u32>> {
-        let Some(taken) = self.adapters.take(adapter) else { return Ok(None) };
-        self.contents.insert(taken.slot as u32, adapter.name.parse().expect("a number"));
-        Ok(Some(taken.slot as u32))
-    }
-
-    fn give_slot(&mut self, slot: u32) -> Result<()> {
-        self.adapters.give(slot as usize);
-        for slot in self.adapters.sweep() {
-            self.contents.remove(&(slot as u32));
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, sequence: u32, rows: Vec<Row>, room: Room) -> Result<Option<usize>> {
-        let pages = room.positions.div_ceil(4);
-        self.reserved.remove(&sequence);
-        if self.reserved.values().sum::<usize>() + pages > self.pages {
-            return Ok(None);
-        }
-        self.reserved.insert(sequence, pages);
-        self.begun[sequence as usize] = true;
-        // The longest beginning that any other sequence has in its cache, but for the last row.
-        let content = |row: &Row| (row.token, self.content(row));
-        let wanted: Cache = rows.iter().map(content).collect();
-        let same = |cache: &Cache| cache.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
-        let found = self.caches.iter().map(same).max().unwrap_or(0).min(wanted.len().saturating_sub(1));
-        self.caches[sequence as usize] = wanted[..found].to_vec();
-        Ok(Some(found))
-    }
-
-    fn copy(&mut self, from: u32, to: u32, positions: usize) -> Result<()> {
-        assert!([from, to].iter().all(|sequence| self.reserved.contains_key(sequence)));
-        self.caches[to as usize] = self.caches[from as usize][..positions].to_vec();
-        Ok(())
-    }
-
-    fn end(&mut self, sequence: u32) {
-        assert!(std::mem::take(&mut self.begun[sequence as usize]), "ended twice");
-        self.reserved.remove(&sequence);
-    }
-
-    fn submit(&mut self, step: &Step) -> Result<Ticket> {
-        if self.lost_at == Some(self.submitted) {
-            self.lost_at = None;
-            return Err(Error::device("fake", "lost"));
-        }
-        assert!(step.rows.len() <= self.capacity.rows && step.samples.len() <= self.capacity.samples);
-        let mut sampled = Vec::new();
-        let mut samples = step.samples.iter().peekable();
-        for (index, row) in step.rows.iter().enumerate() {
-            assert!(self.reserved.contains_key(&row.sequence), "a row without room");
-            let sequence = row.sequence as usize;
-            let mut token = row.token;
-            if row.flags & FROM_STATE != 0 {
-                token = self.last[sequence];
-            }
-            let lora = self.content(row);
-            let cache = &mut self.caches[sequence];
-            assert!(row.position as usize <= cache.len(), "a gap before position {}", row.position);
-            cache.truncate(row.position as usize);
-            cache.push((token, lora));
-            if let Some(sample) = samples.next_if(|sample| sample.row as usize == index) {
-                assert_eq!(sample.position as usize, self.caches[sequence].len());
-                let token = self.draw(sequence, sample);
-                self.last[sequence] = token;
-                sampled.push(Sampled { token, logprob: -1.0, invalid: 0, closed: 0 });
-            }
-        }
-        self.rows.push(step.rows.len());
-        self.submitted += 1;
-        self.steps.push_back((self.submitted, sampled));
-        assert!(self.steps.len() <= self.depth);
-        Ok(Ticket(self.submitted))
-    }
-
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Sampled>> {
-        let (number, sampled) = self.steps.pop_front().expect("a step under way");
-        assert_eq!(number, ticket.0);
-        Ok(sampled)
-    }
-}
+use crate::request::{Closing, Priority, Request};
 
 fn adapter(content: u64) -> Arc<Adapter> {
     let factors = Arc::new(Factors::default());
@@ -354,7 +187,7 @@ fn cancelling_frees_within_a_step_and_deadlines_end_with_what_there_is() {
     assert_eq!((scheduler.load().running, scheduler.load().queued), (2, 3));
     let mut other = Device::new(2, 16, 2);
     other.begun = vec![true; 2];
-    scheduler.cancel(first, &mut other).expect("no slots to give back");
+    scheduler.cancel(first, &mut other);
     assert_eq!(scheduler.load().running, 0, "at once");
     step(&mut scheduler);
     assert_eq!(scheduler.load().running, 2, "the next step has the next requests, a path of each");
@@ -397,4 +230,42 @@ fn a_request_that_waits_for_a_slot_is_overtaken_only_so_often() {
         ended_before += done.len();
     }
     panic!("it never began");
+}
+
+#[test]
+fn a_request_without_room_is_tried_again_only_when_there_may_be_more() {
+    let mut device = Device { pages: 6, ..Device::new(2, 16, 1) };
+    let mut scheduler = Scheduler::new(2, 2, 0);
+    let long = |seed: u32| Request { ids: vec![seed; 4], ignore_eos: true, ..request(4, 16, 1) };
+    let numbers = [1, 2].map(|seed| scheduler.submit(order(long(seed), None), Duration::ZERO));
+    run(&mut scheduler, &mut device, &mut |_| Control::Continue);
+    // Each takes five pages of six. The second asks beside the first, when the first's prompt was run, and at its end.
+    assert_eq!(device.asked, 4);
+    assert_eq!(results(scheduler.take_done()).into_keys().collect::<Vec<_>>(), numbers);
+}
+
+#[test]
+fn an_adapter_that_no_slot_takes_fails_its_request_alone() {
+    let mut device = Device::new(2, 16, 1);
+    device.adapters.resize(1);
+    let mut scheduler = Scheduler::new(2, 2, 0);
+    let healthy = scheduler.submit(order(request(4, 6, 1), Some(&adapter(1))), Duration::ZERO);
+    let broken = scheduler.submit(order(request(4, 6, 3), Some(&adapter(BROKEN))), Duration::ZERO);
+    run(&mut scheduler, &mut device, &mut |_| Control::Continue);
+    let mut done: BTreeMap<u64, _> = scheduler.take_done().into_iter().map(|d| (d.job, d.result)).collect();
+    let error = done.remove(&broken).expect("it ended").expect_err("no slot takes it");
+    assert!(error.to_string().contains("too large"), "{error}");
+    let paths = done.remove(&healthy).expect("it ended").expect("a generation").paths;
+    assert_eq!(paths, alone(&request(4, 6, 1), Some(&adapter(1))).paths);
+}
+
+#[test]
+fn a_device_is_made_anew_so_often_without_a_token_and_as_often_again_after_one() {
+    let mut device = Device::new(1, 16, 1);
+    let mut scheduler = Scheduler::new(1, 2, 0);
+    let attempts = |scheduler: &mut Scheduler| (0..9).map_while(|_| scheduler.revive_after()).count();
+    assert_eq!((attempts(&mut scheduler), attempts(&mut scheduler)), (3, 0));
+    scheduler.submit(order(request(4, 2, 1), None), Duration::ZERO);
+    run(&mut scheduler, &mut device, &mut |_| Control::Continue);
+    assert_eq!(attempts(&mut scheduler), 3);
 }

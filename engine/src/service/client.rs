@@ -1,10 +1,12 @@
 //! What users of a service hold.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::metrics;
 use super::places::Places;
 use super::worker::{Change, Command, Message, Submission};
 use super::{ServiceLoad, ServiceOptions};
@@ -16,7 +18,9 @@ use crate::model::Spec;
 use crate::request::{AdapterId, Request};
 use crate::tokenizer::Tokenizer;
 
-/// A handle on a [`super::Service`]: cheap to clone, for any number of threads.
+/// A handle on a [`super::Service`]: cheap to clone, for any number of threads. A callback of [`Self::submit_with`] runs on
+/// the thread that answers: what waits for an answer ([`Self::generate`], changes of adapters, [`Tokens::wait`]) waits for
+/// ever there.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -97,11 +101,13 @@ impl Client {
     }
 
     fn place(&self, request: Request, callback: Option<Callback>, patience: Duration) -> Result<Tokens> {
-        let place = self.shared.places.take(patience)?;
+        let at = Instant::now();
+        let place = self.shared.places.take(patience).inspect_err(|_| metrics::busy())?;
         let ticket = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
         let (sender, messages) = mpsc::channel();
-        self.send(Command::Submit(Box::new(Submission { ticket, request, callback, sender, place })))?;
-        Ok(Tokens { ticket, messages, commands: self.commands.clone(), result: None })
+        self.send(Command::Submit(Box::new(Submission { ticket, request, callback, sender, place, at })))?;
+        let (commands, cancelled) = (self.commands.clone(), Cell::new(false));
+        Ok(Tokens { ticket, messages, commands, cancelled, result: None })
     }
 
     /// Reads an unmodified PEFT directory, here, and hands it to the engine between two steps.
@@ -185,6 +191,7 @@ pub struct Tokens {
     ticket: u64,
     messages: mpsc::Receiver<Message>,
     commands: mpsc::Sender<Command>,
+    cancelled: Cell<bool>,
     result: Option<Result<Generation>>,
 }
 
@@ -200,8 +207,10 @@ impl Tokens {
 
     /// Ends the request within a step; what it has is the result ([`Finish::Cancelled`]).
     pub fn cancel(&self) {
-        // A service that has ended has cancelled everything.
-        let _ = self.commands.send(Command::Cancel(self.ticket));
+        if !self.cancelled.replace(true) {
+            // A service that has ended has cancelled everything.
+            let _ = self.commands.send(Command::Cancel(self.ticket));
+        }
     }
 }
 
@@ -226,7 +235,9 @@ impl Iterator for Tokens {
 
 impl Drop for Tokens {
     fn drop(&mut self) {
-        self.cancel();
+        if self.result.is_none() {
+            self.cancel();
+        }
     }
 }
 

@@ -1,18 +1,5 @@
-//! What a service tells the [`metrics`] facade; without a recorder it costs next to nothing.
-//!
-//! | name | kind | is |
-//! |---|---|---|
-//! | `wattle_queued_requests`, `wattle_running_paths` | gauge | after the last step |
-//! | `wattle_adapters_loaded`, `wattle_adapter_slots`, `wattle_adapter_slots_held` | gauge | residency |
-//! | `wattle_step_rows`, `wattle_step_samples` | histogram | rows and samples of a step |
-//! | `wattle_requests_total` (label `outcome`: `ok`, `error`, `refused`) | counter | requests that ended |
-//! | `wattle_new_tokens_total`, `wattle_prompt_tokens_total` | counter | of requests that ended |
-//! | `wattle_shared_positions_total` | counter | prompt positions that were taken from a cache and not run |
-//! | `wattle_queue_seconds`, `wattle_first_token_seconds` | histogram | from submission |
-//! | `wattle_adapter_loads_total`, `wattle_adapter_evictions_total` | counter | adapters put into slots, and out again |
-//! | `wattle_pages`, `wattle_pages_used`, `wattle_pages_cached` | gauge | pages of KV memory: all, those of paths, those kept for their content |
-//! | `wattle_pages_copied_total`, `wattle_pages_evicted_total` | counter | shared pages that were copied to be written, cached pages that gave way |
-//! | `wattle_device_restarts_total` | counter | devices that were made anew while requests ran |
+//! What a service tells the [`metrics`] facade (the table is [`super::Service`]'s); without a recorder it costs next to
+//! nothing.
 
 use metrics::{counter, gauge, histogram};
 
@@ -20,7 +7,7 @@ use super::ServiceLoad;
 use crate::adapter::ResidencyCounts;
 use crate::cache::PageStats;
 use crate::error::Result;
-use crate::generation::Generation;
+use crate::generation::{Finish, Generation};
 use crate::schedule::Load;
 
 /// What was told so far, of what others count: counters of several services add up.
@@ -63,8 +50,7 @@ impl Published {
 }
 
 pub(super) fn done(result: &Result<Generation>) {
-    let outcome = if result.is_ok() { "ok" } else { "error" };
-    counter!("wattle_requests_total", "outcome" => outcome).increment(1);
+    ended(result.as_ref().map_or("error", outcome));
     if let Ok(Generation { report, .. }) = result {
         counter!("wattle_new_tokens_total").increment(report.new_tokens as u64);
         counter!("wattle_prompt_tokens_total").increment(report.prompt_tokens as u64);
@@ -73,6 +59,24 @@ pub(super) fn done(result: &Result<Generation>) {
     }
 }
 
+/// How a request ended that gave no error.
+fn outcome(generation: &Generation) -> &'static str {
+    let any = |finish| generation.paths.iter().any(|path| path.finish == finish);
+    match (any(Finish::Deadline), any(Finish::Cancelled)) {
+        (true, _) => "deadline",
+        (_, true) => "cancelled",
+        _ => "ok",
+    }
+}
+
 pub(super) fn refused() {
-    counter!("wattle_requests_total", "outcome" => "refused").increment(1);
+    ended("refused");
+}
+
+pub(super) fn busy() {
+    ended("busy");
+}
+
+fn ended(outcome: &'static str) {
+    counter!("wattle_requests_total", "outcome" => outcome).increment(1);
 }

@@ -56,6 +56,22 @@ pub struct ServiceLoad {
 
 /// Owns the thread that owns the engine. Dropping it cancels what runs and waits for the thread.
 ///
+/// It tells the [`metrics`] facade:
+///
+/// | name | kind | is |
+/// |---|---|---|
+/// | `wattle_queued_requests`, `wattle_running_paths` | gauge | after the last step |
+/// | `wattle_adapters_loaded`, `wattle_adapter_slots`, `wattle_adapter_slots_held` | gauge | residency |
+/// | `wattle_step_rows`, `wattle_step_samples` | histogram | rows and samples of a step |
+/// | `wattle_requests_total` (label `outcome`: `ok`, `cancelled`, `deadline`, `error`, `refused`, `busy`) | counter | requests that ended; wrong ones; those that found the queue full |
+/// | `wattle_new_tokens_total`, `wattle_prompt_tokens_total` | counter | of requests that ended |
+/// | `wattle_shared_positions_total` | counter | prompt positions that were taken from a cache and not run |
+/// | `wattle_queue_seconds`, `wattle_first_token_seconds` | histogram | from submission |
+/// | `wattle_adapter_loads_total`, `wattle_adapter_evictions_total` | counter | adapters put into slots, and out again |
+/// | `wattle_pages`, `wattle_pages_used`, `wattle_pages_cached` | gauge | pages of KV memory: all, those of paths, those kept for their content |
+/// | `wattle_pages_copied_total`, `wattle_pages_evicted_total` | counter | shared pages that were copied to be written, cached pages that gave way |
+/// | `wattle_device_restarts_total` | counter | devices that were made anew while requests ran |
+///
 /// ```
 /// use wattle_engine::{BackendChoice, Engine, EngineOptions, Request, Service, ServiceOptions};
 ///

@@ -17,6 +17,9 @@ use crate::generation::{Control, Event, Generation};
 use crate::request::{AdapterId, Request};
 use crate::schedule::Scheduler;
 
+/// Commands that are obeyed between two steps: who asks for much must not keep those who run from running.
+const COMMANDS: usize = 64;
+
 /// What clients ask for.
 pub(super) enum Command {
     Submit(Box<Submission>),
@@ -32,6 +35,7 @@ pub(super) struct Submission {
     pub callback: Option<Callback>,
     pub sender: mpsc::Sender<Message>,
     pub place: Place,
+    pub at: Instant,
 }
 
 /// A change to the adapters.
@@ -93,25 +97,28 @@ impl Worker {
         self.answer();
     }
 
-    /// Does what was asked for by now, and waits for something to do where there is nothing; `false`: the end.
+    /// Does what was asked for by now, but no more than one change to the adapters, and waits for something to do where
+    /// there is nothing; `false`: the end.
     fn obey(&mut self) -> bool {
-        if self.scheduler.is_idle() {
-            let Ok(command) = self.commands.recv() else { return false };
-            if !self.command(command) {
-                return false;
-            }
-        }
-        loop {
-            let command = match self.commands.try_recv() {
+        for turn in 0..COMMANDS {
+            let waits = turn == 0 && self.scheduler.is_idle();
+            let command =
+                if waits { self.commands.recv().map_err(Into::into) } else { self.commands.try_recv() };
+            let command = match command {
                 Ok(command) => command,
                 Err(TryRecvError::Empty) => return true,
                 // Nobody is left to ask; what runs still has its listeners.
                 Err(TryRecvError::Disconnected) => return !self.scheduler.is_idle(),
             };
+            let changes = matches!(command, Command::Change(_));
             if !self.command(command) {
                 return false;
             }
+            if changes {
+                break;
+            }
         }
+        true
     }
 
     fn command(&mut self, command: Command) -> bool {
@@ -119,11 +126,8 @@ impl Worker {
             Command::Submit(submission) => self.submit(*submission),
             Command::Cancel(ticket) => {
                 let found = self.entries.iter().find(|(_, entry)| entry.ticket == ticket);
-                if let Some((&job, _)) = found
-                    && let Err(error) = self.scheduler.cancel(job, &mut self.engine.host())
-                {
-                    // The request has ended all the same. A device that failed fails in the next step, too.
-                    tracing::warn!(%error, "a slot was not emptied");
+                if let Some((&job, _)) = found {
+                    self.scheduler.cancel(job, &mut self.engine.host());
                 }
             }
             Command::Change(change) => self.change(*change),
@@ -133,8 +137,8 @@ impl Worker {
     }
 
     fn submit(&mut self, submission: Submission) {
-        let Submission { ticket, request, callback, sender, place } = submission;
-        match self.engine.submit(&mut self.scheduler, &request, self.started.elapsed()) {
+        let Submission { ticket, request, callback, sender, place, at } = submission;
+        match self.engine.submit(&mut self.scheduler, &request, at.saturating_duration_since(self.started)) {
             Ok(job) => {
                 tracing::debug!(job, prompt = request.ids.len(), paths = request.paths, "request submitted");
                 let place = Some(place);

@@ -53,7 +53,7 @@ impl Slot {
     /// Packs the factors, unless one of the `others` has them already.
     ///
     /// # Errors
-    /// [`Error::Device`] when there is no memory for them.
+    /// [`Error::Value`] when there is no memory for them: others run on without.
     pub fn new<'a>(
         factors: Arc<Factors>,
         others: impl IntoIterator<Item = &'a Self>,
@@ -92,8 +92,7 @@ fn pack(factors: &Factors, precision: Precision) -> Result<BTreeMap<Place, Packe
     let single: Vec<_> = factors.pairs.iter().map(pack).collect();
     let sizes =
         single.iter().flat_map(|(.., pair)| pair).map(|factor| factor.bytes().next_multiple_of(ALIGNED));
-    let no_memory =
-        || Error::Device { device: "cpu".into(), reason: "no memory for an adapter's factors".into() };
+    let no_memory = || Error::value("adapter", "there is no memory for its factors");
     let mut all = AlignedBytes::zeroed(sizes.sum()).ok_or_else(no_memory)?;
     let mut end = 0;
     let mut put = |factor: &fast::Factors| {
