@@ -93,16 +93,19 @@ fn row_shape(row: &Row) -> RowShape {
 }
 
 impl Runtime {
-    /// Makes a backend and prepares the plans. `slots` are the factors of all adapter slots.
+    /// Makes a backend and prepares the plans. `slots` are the factors of all adapter slots; what `before` has on its
+    /// device, if that works, stays there.
     pub fn new(
         model: &Model,
         options: &EngineOptions,
         needs: Needs,
         slots: &[Option<Arc<Factors>>],
+        before: Option<&Self>,
     ) -> Result<Self> {
         let (mut base_plan, mut adapted_plan) = compile(model, options, needs.lora);
         let capacity = capacity(&adapted_plan, options, needs.context)?;
-        let mut backend = backend::create(options, capacity)?;
+        let another = before.map(|before| before.backend.another(capacity)).transpose()?.flatten();
+        let mut backend = another.map_or_else(|| backend::create(options, capacity), Ok)?;
         if options.backend == BackendChoice::Auto && backend.kind() == "cpu" {
             let options = EngineOptions { backend: BackendChoice::Cpu, ..options.clone() };
             (base_plan, adapted_plan) = compile(model, &options, needs.lora);

@@ -198,6 +198,13 @@ pub trait Backend: Send {
         Ok(0)
     }
 
+    /// Another backend, of this capacity, that has this one's device and weights: none is copied a second time. `None`
+    /// where there is nothing to share.
+    fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
+        let _ = capacity;
+        Ok(None)
+    }
+
     /// What was done so far.
     fn counters(&self) -> Counters;
 

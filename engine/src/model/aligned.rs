@@ -9,8 +9,11 @@ use super::matrix::{Bytes, Dtype};
 /// translation of an address once in 2 MiB, not once in 4 KiB.
 const HUGE: usize = 2 << 20;
 
-/// Zeroed memory for weights that a file cannot lend as they are.
-pub(crate) enum AlignedBytes {
+/// Zeroed memory for weights that a file cannot lend as they are, aligned for every element type; where it is large, in
+/// huge pages, if the system has any.
+pub struct AlignedBytes(Memory);
+
+enum Memory {
     /// Words, the last of which may reach past the end, and how many bytes count.
     Words(Vec<u64>, usize),
     /// Pages of their own.
@@ -19,7 +22,7 @@ pub(crate) enum AlignedBytes {
 
 impl AlignedBytes {
     /// `len` zero bytes, or `None` where there is no memory for them.
-    pub(crate) fn zeroed(len: usize) -> Option<Self> {
+    pub fn zeroed(len: usize) -> Option<Self> {
         if len >= HUGE {
             let pages = MmapMut::map_anon(len).ok()?;
             #[cfg(target_os = "linux")]
@@ -27,30 +30,30 @@ impl AlignedBytes {
                 // A kernel without huge pages gives small ones.
                 tracing::debug!(%error, "no huge pages");
             }
-            return Some(Self::Pages(pages));
+            return Some(Self(Memory::Pages(pages)));
         }
         let count = len.div_ceil(8);
         let mut words = Vec::new();
         words.try_reserve_exact(count).ok()?;
         words.resize(count, 0);
-        Some(Self::Words(words, len))
+        Some(Self(Memory::Words(words, len)))
     }
 }
 
 impl AsRef<[u8]> for AlignedBytes {
     fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Words(words, len) => &bytemuck::cast_slice(words)[..*len],
-            Self::Pages(pages) => pages,
+        match &self.0 {
+            Memory::Words(words, len) => &bytemuck::cast_slice(words)[..*len],
+            Memory::Pages(pages) => pages,
         }
     }
 }
 
 impl AsMut<[u8]> for AlignedBytes {
     fn as_mut(&mut self) -> &mut [u8] {
-        match self {
-            Self::Words(words, len) => &mut bytemuck::cast_slice_mut(words)[..*len],
-            Self::Pages(pages) => pages,
+        match &mut self.0 {
+            Memory::Words(words, len) => &mut bytemuck::cast_slice_mut(words)[..*len],
+            Memory::Pages(pages) => pages,
         }
     }
 }

@@ -23,7 +23,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-pub(crate) use aligned::AlignedBytes;
+pub use aligned::AlignedBytes;
 use checkpoint::Checkpoint;
 pub(crate) use config::{Fields, read_bounded};
 pub use format::{BLOCK, Bits, Format, INT4, INT8, Offset, PANEL, PanelFormat, Q4_0, Q4_1, Q8_0};

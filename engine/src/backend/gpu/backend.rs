@@ -12,7 +12,7 @@ use super::{GpuBackend, Sequences, order};
 use crate::adapter::Factors;
 use crate::backend::validate::{self, StepLimits, below};
 use crate::backend::{
-    Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check,
+    Backend, Capacity, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check,
 };
 use crate::cache::pages_for;
 use crate::error::{Error, Result};
@@ -50,6 +50,11 @@ impl Backend for GpuBackend {
 
     fn kind(&self) -> &'static str {
         "gpu"
+    }
+
+    fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
+        let (weights, tuning) = (self.weights.shared(), self.tuning.clone());
+        Ok(Some(Box::new(Self { weights, tuning, ..self.sibling(capacity)? })))
     }
 
     fn limits(&self) -> Limits {

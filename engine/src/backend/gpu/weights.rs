@@ -9,7 +9,7 @@ use super::device::Gpu;
 use super::panels;
 use super::upload::PIECE;
 use crate::error::Result;
-use crate::model::{Dtype, Format, Matrix, Vector};
+use crate::model::{Bytes, Dtype, Format, Matrix, Vector};
 
 /// Consecutive rows of a matrix in one buffer.
 pub(super) struct Chunk {
@@ -23,10 +23,17 @@ pub(super) struct Chunk {
 /// A matrix on the device: \[rows, cols padded to 4\] in its stored type, or panels.
 pub(super) struct DeviceMatrix {
     pub chunks: Vec<Chunk>,
+    /// Where it came from: held, so that the addresses in its [`Key`] stay taken.
+    _parts: Vec<Bytes>,
+}
+
+impl DeviceMatrix {
+    fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.buffer.size()).sum()
+    }
 }
 
 /// What identifies a matrix: where the bytes of its parts lie, its columns and format; their order concerns the inputs.
-/// Prepared plans are kept, and hold their matrices: an address stays taken for as long as it is in the store.
 type Key = (Vec<(usize, usize)>, usize, Format);
 
 /// The matrices that plans share.
@@ -38,6 +45,13 @@ pub(super) struct Weights {
 }
 
 impl Weights {
+    /// The same matrices for another backend on the device.
+    pub fn shared(&self) -> Self {
+        let matrices = self.matrices.clone();
+        let bytes = matrices.values().map(|matrix| matrix.bytes()).sum();
+        Self { matrices, bytes }
+    }
+
     /// The matrix on the device; uploaded unless a plan has brought it already.
     pub fn matrix(&mut self, gpu: &Gpu, matrix: &Matrix) -> Result<Arc<DeviceMatrix>> {
         let place = |part: &crate::model::Part| {
@@ -52,8 +66,11 @@ impl Weights {
             Format::Dense(dtype) => upload(gpu, matrix, dtype)?,
             Format::Panels(format) => panels::upload(gpu, matrix, format)?,
         };
-        self.bytes += chunks.iter().map(|chunk| chunk.buffer.size()).sum::<u64>();
-        let matrix = Arc::new(DeviceMatrix { chunks });
+        let matrix = Arc::new(DeviceMatrix {
+            chunks,
+            _parts: matrix.parts.iter().map(|part| part.data.clone()).collect(),
+        });
+        self.bytes += matrix.bytes();
         self.matrices.insert(key, Arc::clone(&matrix));
         Ok(matrix)
     }
@@ -136,4 +153,34 @@ fn upload_rows(
         gpu.upload(buffer, offset + (index * at_once * padded) as u64, &copy)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{GpuBackend, GpuOptions};
+    use crate::backend::{Backend, Capacity};
+    use crate::model::{Dtype, Model};
+    use crate::plan::{FuseOptions, LoraCapacity, build, fuse};
+    use std::sync::Arc;
+
+    #[test]
+    fn another_backend_on_the_device_has_the_weights_that_are_there() {
+        let capacity = Capacity { sequences: 1, context: 64, pages: 1, rows: 2, samples: 2 };
+        let options = GpuOptions { allow_software: true, ..GpuOptions::new(capacity) };
+        let required = std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1");
+        let mut one = match GpuBackend::new(&options) {
+            Err(error) if !required => return println!("skipped: {error}"),
+            other => other.unwrap(),
+        };
+        let model = Model::random("tiny", Dtype::F32, 1).unwrap();
+        let lora = LoraCapacity { slots: 1, rank: 4, outside: false };
+        let plain = build(&model.spec, &model.weights, lora);
+        let plan = Arc::new(fuse(&plain, FuseOptions::gpu(1 << 27)));
+        one.prepare(&plan).unwrap();
+        let more = Capacity { sequences: 2, pages: 4, ..capacity };
+        let mut other = one.another(more).unwrap().unwrap();
+        other.prepare(&plan).unwrap();
+        assert_eq!(other.memory().weights, one.memory().weights, "what no plan shares is made again");
+        assert!(one.memory().weights > 0);
+    }
 }
