@@ -1,6 +1,6 @@
 //! What devices can do at most.
 
-use std::collections::BTreeMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
 use wattle::bandwidth;
@@ -18,35 +18,45 @@ pub(crate) struct Ceilings {
     threads: usize,
     /// Multiply-adds of the processor in f32, and of codes.
     peaks: [f64; 2],
-    gpu: Option<gpu::Ceilings>,
-    gpu_peak: f64,
-    /// By device and bytes.
-    reads: BTreeMap<(&'static str, u64), f64>,
+    gpu_peak: Option<f64>,
+}
+
+/// What the GPU can do, if there is one.
+static GPU: LazyLock<Mutex<Option<gpu::Ceilings>>> = LazyLock::new(|| Mutex::new(device::ceilings()));
+
+fn on_gpu<T>(ask: impl FnOnce(&gpu::Ceilings) -> T) -> Option<T> {
+    GPU.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Bytes per second that a backend's device gives now when it does nothing but read so many; NaN where that cannot be
+/// measured.
+pub(crate) fn read(backend: &str, bytes: u64) -> f64 {
+    let rate = match backend {
+        "gpu" => on_gpu(|gpu| gpu.read(bytes).ok()).flatten(),
+        _ => bandwidth::read(bytes, threads()).ok(),
+    };
+    rate.unwrap_or(f64::NAN)
 }
 
 impl Ceilings {
     pub fn new(lines: &[Line]) -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads();
         let peaks = [false, true].map(|integers| multiply_adds(integers, threads));
-        let gpu = if lines.iter().any(|line| line.backend == "gpu") { device::ceilings() } else { None };
-        let gpu_peak = gpu.as_ref().and_then(|gpu| gpu.multiply_adds().ok()).unwrap_or(f64::NAN);
-        Self { threads, peaks, gpu, gpu_peak, reads: BTreeMap::new() }
+        let gpu = lines.iter().any(|line| line.backend == "gpu");
+        let gpu_peak = if gpu { on_gpu(|gpu| gpu.multiply_adds().ok()).flatten() } else { None };
+        Self { threads, peaks, gpu_peak }
     }
 
-    /// Bytes per second, and multiply-adds per second, that a line's device gives for as many bytes.
-    pub fn of(&mut self, line: &Line) -> [f64; 2] {
-        let (bytes, threads, gpu) = (line.cost.dram_bytes(), self.threads, self.gpu.as_ref());
-        let on_gpu = line.backend == "gpu";
-        let read = self.reads.entry((line.backend, bytes)).or_insert_with(|| {
-            let rate = if on_gpu {
-                gpu.and_then(|gpu| gpu.read(bytes).ok())
-            } else {
-                bandwidth::read(bytes, threads).ok()
-            };
-            rate.unwrap_or(f64::NAN)
-        });
-        let peak = if on_gpu { self.gpu_peak } else { self.peaks[usize::from(line.case.quant.is_some())] };
-        [*read, peak]
+    /// Multiply-adds per second that a line's device gives.
+    pub fn peak(&self, line: &Line) -> f64 {
+        match line.backend {
+            "gpu" => self.gpu_peak.unwrap_or(f64::NAN),
+            _ => self.peaks[usize::from(line.case.quant.is_some())],
+        }
     }
 
     /// Prints what shares are of.
@@ -58,8 +68,8 @@ impl Ceilings {
             self.peaks[0] / 1e9,
             self.peaks[1] / 1e9
         );
-        if let Some(gpu) = &self.gpu {
-            println!("{}: at most {:.0} GMAC/s in f32", gpu.info().name, self.gpu_peak / 1e9);
+        if let (Some(peak), Some(name)) = (self.gpu_peak, on_gpu(|gpu| gpu.info().name.clone())) {
+            println!("{name}: at most {:.0} GMAC/s in f32", peak / 1e9);
         }
     }
 }

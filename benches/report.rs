@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use wattle_policy::OpCost;
 
 use crate::Case;
-use crate::ceilings::Ceilings;
+use crate::ceilings::{self, Ceilings};
 
 /// One op on one backend.
 pub(crate) struct Line {
@@ -17,6 +17,8 @@ pub(crate) struct Line {
     pub case: Case,
     pub cost: OpCost,
     seconds: f64,
+    /// What reading as many bytes gave right afterwards \[bytes/s\].
+    read: f64,
 }
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
@@ -35,7 +37,8 @@ impl Line {
     ) -> Option<Self> {
         seconds.sort_by(f64::total_cmp);
         let seconds = *seconds.get(seconds.len() / 2)?;
-        Some(Self { kernel, op: op.to_owned(), backend, case: *case, cost, seconds })
+        let read = ceilings::read(backend, cost.dram_bytes());
+        Some(Self { kernel, op: op.to_owned(), backend, case: *case, cost, seconds, read })
     }
 }
 
@@ -48,7 +51,7 @@ pub(crate) fn leave_out(name: String) {
 }
 
 /// Prints a table of all that was measured: time, bytes and arithmetic per second, and their shares of what the same
-/// device gave in this run when it read as many bytes, or did nothing but multiply and add. `$WATTLE_BENCH_RECORD`
+/// device gave when it read as many bytes right after, and in this run when it did nothing but multiply and add. `$WATTLE_BENCH_RECORD`
 /// names a CSV file for the same.
 ///
 /// # Errors
@@ -58,7 +61,7 @@ pub fn finish() -> std::io::Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
-    let mut ceilings = Ceilings::new(&lines);
+    let ceilings = Ceilings::new(&lines);
     let mut record = std::env::var_os("WATTLE_BENCH_RECORD").map(File::create).transpose()?;
     let header = "kernel,shape,format,op,backend,rows,depth,rank,masked,shared,seconds,bytes,bytes_per_second,read_share,\
                   multiply_adds_per_second,arithmetic_share";
@@ -71,8 +74,7 @@ pub fn finish() -> std::io::Result<()> {
         let (bytes, seconds) = (line.cost.dram_bytes(), line.seconds);
         let rate = bytes as f64 / seconds;
         let dots = (line.cost.flops + line.cost.lora_flops) as f64 / 2.0 / seconds;
-        let [read, peak] = ceilings.of(line);
-        let shares = [rate / read, dots / peak];
+        let shares = [rate / line.read, dots / ceilings.peak(line)];
         let percent = |index: usize| format!("{:.0} %", shares[index] * 100.0);
         let Line { kernel, op, backend, case, .. } = line;
         println!(

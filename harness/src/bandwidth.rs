@@ -3,37 +3,45 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use wattle_engine::model::AlignedBytes;
+use wattle_kernels_cpu::fast::peak;
+
 use crate::error::{Error, Result};
 
 /// Bytes read at least for one timing, so that starting threads does not count.
 const LEAST_READ: usize = 1 << 28;
 
-/// Bytes per second at which `threads` threads together read a buffer of `bytes` bytes, over and over: the best of
-/// three timings. A buffer that fits a cache is read from there, as weights of that size would be.
+/// Bytes of the vectors in which memory is read.
+const VECTOR: usize = 64;
+
+/// Bytes per second at which `threads` threads together read a buffer of `bytes` bytes, over and over, as kernels read
+/// weights: in whole vectors, asked for ahead, from huge pages: the best of three timings. A buffer that fits a cache is
+/// read from there, as weights of that size would be.
 ///
 /// # Errors
 /// [`Error::Engine`] where there is no memory for the buffer.
 pub fn read(bytes: u64, threads: usize) -> Result<f64> {
-    let (threads, too_big) =
-        (threads.max(1), |_| Error::value("memory", format!("{bytes} bytes are not available")));
-    let words = usize::try_from(bytes / 8).unwrap_or(usize::MAX).max(threads);
-    let mut buffer: Vec<u64> = Vec::new();
-    buffer.try_reserve_exact(words).map_err(too_big)?;
+    let threads = threads.max(1);
+    let len = usize::try_from(bytes).unwrap_or(usize::MAX) / VECTOR * VECTOR;
+    let len = len.max(threads * VECTOR);
+    let too_big = || Error::value("memory", format!("{bytes} bytes are not available"));
+    let mut buffer = AlignedBytes::zeroed(len).ok_or_else(too_big)?;
     // Written, so that every page is a page of its own.
-    buffer.extend((0..words as u64).map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-    let passes = LEAST_READ.div_ceil(words * 8);
-    let seconds = (0..3).map(|_| time(&buffer, threads, passes)).fold(f64::INFINITY, f64::min);
-    Ok((words * 8 * passes) as f64 / seconds)
+    bytemuck::cast_slice_mut(buffer.as_mut()).fill(1.0_f32);
+    let passes = LEAST_READ.div_ceil(len);
+    let vectors = bytemuck::cast_slice(buffer.as_ref());
+    let seconds = (0..3).map(|_| time(vectors, threads, passes)).fold(f64::INFINITY, f64::min);
+    Ok((len * passes) as f64 / seconds)
 }
 
 /// Seconds in which the threads read the buffer `passes` times, each its own part.
-fn time(buffer: &[u64], threads: usize, passes: usize) -> f64 {
+fn time(buffer: &[[f32; VECTOR / 4]], threads: usize, passes: usize) -> f64 {
     let started = Instant::now();
     std::thread::scope(|scope| {
         for part in buffer.chunks(buffer.len().div_ceil(threads)) {
             scope.spawn(move || {
                 for _ in 0..passes {
-                    black_box(black_box(part).iter().fold(0u64, |sum, &word| sum.wrapping_add(word)));
+                    black_box(peak::read(black_box(part)));
                 }
             });
         }

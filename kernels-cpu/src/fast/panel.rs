@@ -20,7 +20,7 @@ use super::simd::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work, run};
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels};
 
 /// Bytes between the codes in use and those that memory is asked for.
-const AHEAD: usize = 8192;
+pub(super) const AHEAD: usize = 8192;
 
 /// Bytes of inputs that stay in a second-level cache while panels go by.
 const NEAR: usize = 1 << 18;

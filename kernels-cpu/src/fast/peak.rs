@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use super::panel::AHEAD;
 use super::simd::{Inputs, Nibbles, Simd, Work, run};
 use crate::panels::{BLOCK, PANEL};
 
@@ -21,6 +22,34 @@ pub fn floats(rounds: usize) -> usize {
 pub fn integers(rounds: usize) -> usize {
     run(Integers(rounds));
     rounds * LINES * PANEL * BLOCK
+}
+
+/// Reads everything once, as fast as one thread can: whole vectors, what comes asked for ahead. Their sum, so that nothing
+/// can be left out.
+pub fn read(values: &[[f32; PANEL]]) -> f32 {
+    run(Read(values))
+}
+
+struct Read<'a>(&'a [[f32; PANEL]]);
+
+impl Work for Read<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let (groups, rest) = self.0.as_chunks::<SUMS>();
+        let (one, mut sums) = (simd.splat(1.0), [simd.zero(); SUMS]);
+        for group in groups {
+            for n in 0..SUMS {
+                simd.prefetch(group[n].as_ptr().wrapping_byte_add(AHEAD));
+                sums[n] = simd.fma(simd.load(&group[n]), one, sums[n]);
+            }
+        }
+        for values in rest {
+            sums[0] = simd.fma(simd.load(values), one, sums[0]);
+        }
+        sums.map(|sum| simd.sum(sum)).iter().sum()
+    }
 }
 
 struct Floats(usize);
