@@ -73,6 +73,23 @@ fn quantization_is_told_from_caching_and_batching() {
         shapes.iter().find(|line| line["model"] == "phi-3-mini" && line["format"] == "q4_0").expect("a line");
     assert!(phi["of_stored"][1].as_f64() < of("q4_0", "joules_of_stored").into(), "{phi}");
     assert_eq!(json["ablation"].as_array().map(Vec::len), Some(8));
+    let quality = json["quality"].as_array().expect("quality");
+    let of = |model: &str, weights: &str, precision: &str, key: &str| {
+        let is = |line: &&Value| {
+            line["model"] == model && line["weights"] == weights && line["precision"] == precision
+        };
+        quality.iter().find(is).expect(weights)[key].as_f64().expect(key)
+    };
+    for model in ["sprout, problems", "random distilgpt2"] {
+        let moved = |weights, precision| of(model, weights, precision, "logits_moved");
+        assert_eq!(moved("f32", "exact"), 0.0);
+        let outside = moved("q8_0 embedding, head", "exact");
+        assert!(0.0 < outside && outside <= moved("q8_0", "exact"), "{model}: {outside}");
+        assert!(moved("q8_0", "exact") < moved("q4_0", "exact"));
+        assert!(moved("q4_0", "fast") > 0.0 && moved("q4_0", "fast") != moved("q4_0", "exact"));
+    }
+    let loss = |weights, precision| of("sprout, problems", weights, precision, "loss");
+    assert!(loss("f32", "exact") < 0.1 && loss("q4_0", "fast") > loss("f32", "exact"));
     let refused = message(&["study", "sustained", "--minutes", "0", "--out", out], 1);
     assert!(refused.contains("--minutes"), "{refused}");
 }

@@ -6,7 +6,8 @@ mod common;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{Expected, engine, error, fixtures, options};
+use common::{Expected, adapter, engine, error, fixtures, options};
+use wattle_engine::adapter::Adapter;
 use wattle_engine::model::{Linear, Matrix, Model, Quant, Weights};
 use wattle_engine::{
     BackendChoice, CpuKernels, Engine, EngineOptions, Error, Lora, PlanKind, Precision, Request,
@@ -45,15 +46,18 @@ fn dequantized(model: &Model) -> Model {
     model
 }
 
-fn logits(model: Model, name: &str, options: EngineOptions) -> Option<Vec<f32>> {
+fn logits(model: Model, ids: &[u32], adapter: Option<&Adapter>, options: EngineOptions) -> Option<Vec<f32>> {
     let gpu = options.backend == BackendChoice::Gpu;
     match Engine::from_model(model, options) {
-        Ok(mut engine) => Some(engine.logits(&ids(name), &Lora::BASE).expect("logits")),
+        Ok(mut engine) => {
+            let id = adapter.map(|adapter| engine.add_adapter(adapter.clone()).expect("room"));
+            Some(engine.logits(ids, &id.map_or(Lora::BASE, Lora::new)).expect("logits"))
+        }
         Err(Error::Device { reason, .. }) if gpu && !common::gpu_required() => {
             println!("skipped: needs a GPU adapter, and there is none ({reason})");
             None
         }
-        Err(error) => panic!("{name}: {error}"),
+        Err(error) => panic!("{error}"),
     }
 }
 
@@ -65,7 +69,8 @@ fn exact_precision_is_exact_on_the_dequantized_weights() {
             let model =
                 Model::load(&dir(name)).expect("the fixture loads").quantized(quant).expect("quantizes");
             let plain = EngineOptions { cpu_kernels: CpuKernels::Plain, ..cpu.clone() };
-            let expected = logits(dequantized(&model), name, plain).expect("the CPU is there");
+            let ids = &ids(name);
+            let expected = logits(dequantized(&model), ids, None, plain).expect("the CPU is there");
             let mut ways = vec![cpu.clone(), EngineOptions { plan: PlanKind::Plain, ..cpu.clone() }];
             // Each model in some formats, each format on some models: a software GPU is slow.
             if (index + at).is_multiple_of(3) {
@@ -75,10 +80,45 @@ fn exact_precision_is_exact_on_the_dequantized_weights() {
             }
             for way in ways {
                 let what = format!("{name} {quant:?} on {:?}, {:?}", way.backend, way.plan);
-                let Some(got) = logits(model.clone(), name, way) else { continue };
+                let Some(got) = logits(model.clone(), ids, None, way) else { continue };
                 let error = error(&got, &expected);
                 assert!(error <= 1e-4, "{what}: error {error:.2e}");
             }
+        }
+    }
+}
+
+/// Every model in one format, every published checkpoint in its own.
+fn stored() -> Vec<(PathBuf, Model)> {
+    let made =
+        MODELS.into_iter().zip(Quant::ALL.into_iter().cycle()).map(|(name, quant)| (dir(name), Some(quant)));
+    let published = std::fs::read_dir(fixtures().join("models-published")).expect("a folder");
+    let mut published: Vec<PathBuf> = published.map(|entry| entry.expect("an entry").path()).collect();
+    published.sort();
+    let model = |(dir, quant): (PathBuf, Option<Quant>)| {
+        let model = Model::load(&dir).expect("the fixture loads");
+        let model = quant.map_or(Ok(model.clone()), |quant| model.quantized(quant));
+        (dir, model.expect("quantizes"))
+    };
+    made.chain(published.into_iter().map(|dir| (dir, None))).map(model).collect()
+}
+
+#[test]
+fn adapters_on_quantized_weights_are_exact_on_the_dequantized_ones() {
+    let (cpu, gpu) = (options(BackendChoice::Cpu), options(BackendChoice::Gpu));
+    for (index, (dir, model)) in stored().into_iter().enumerate() {
+        let ids = Expected::read(&dir).ids("ids").expect("ids");
+        let (whole, adapter) = (dequantized(&model), adapter(&model, 1 + index % 5, index));
+        let plain = EngineOptions { cpu_kernels: CpuKernels::Plain, ..cpu.clone() };
+        let expected = logits(whole.clone(), &ids, Some(&adapter), plain.clone()).expect("the CPU is there");
+        let base = logits(whole, &ids, None, plain).expect("the CPU is there");
+        let moved = error(&base, &expected);
+        assert!(moved > 1e-2, "{}: the adapter moves logits by {moved:.1e}", dir.display());
+        // A software GPU is slow.
+        for way in [&cpu, &gpu].into_iter().take(1 + usize::from(index % 3 == 0)) {
+            let Some(got) = logits(model.clone(), &ids, Some(&adapter), way.clone()) else { continue };
+            let error = error(&got, &expected);
+            assert!(error <= 1e-4, "{} on {:?}: error {error:.2e}", dir.display(), way.backend);
         }
     }
 }

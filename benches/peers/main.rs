@@ -100,6 +100,17 @@ impl Args {
     }
 }
 
+/// How far the bytes of both sides' weights may be apart.
+const MOST_BYTES_APART: f64 = 0.01;
+
+/// What both sides ran with, for the record.
+struct Setting {
+    /// Of the weights: wattle's and llama.cpp's.
+    bytes: [usize; 2],
+    /// What llama.cpp was built for and uses.
+    system: String,
+}
+
 /// What the parent asks for, and a process answers with a line of numbers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Ask {
@@ -182,13 +193,14 @@ fn compare(args: &Args) -> Result<()> {
     let theirs = gguf::write(&model, args.quant()?.1, &file)?;
     let ours = bytes(&model);
     drop(model);
-    println!(
-        "{} {}: {ours} bytes of weights, llama.cpp {theirs} ({:+.2} %)",
-        args.shape,
-        args.quant,
-        (theirs as f64 / ours as f64 - 1.0) * 100.0
-    );
-    println!("llama.cpp: {}", llama::system_info());
+    let more = theirs as f64 / ours as f64 - 1.0;
+    let weights = format!("{ours} bytes of weights, llama.cpp {theirs} ({:+.2} %)", more * 100.0);
+    println!("{} {}: {weights}", args.shape, args.quant);
+    if more.abs() > MOST_BYTES_APART {
+        return Err(format!("{weights}: more than 1 % apart is no comparison").into());
+    }
+    let setting = Setting { bytes: [ours, theirs], system: llama::system_info() };
+    println!("llama.cpp: {}", setting.system);
     println!("wattle: {}", wattle_kernels_cpu::fast::instruction_set());
     let mut sides = [Process::start("wattle", &file)?, Process::start("llama", &file)?];
     let [a, b] = [sides[0].ask(&Ask::Logits)?, sides[1].ask(&Ask::Logits)?];
@@ -203,7 +215,7 @@ fn compare(args: &Args) -> Result<()> {
         let line = Line::measure(args, ask, &mut sides)?;
         println!("{}", line.markdown());
         if let Some(record) = &args.record {
-            line.append(args, record)?;
+            line.append(args, &setting, record)?;
         }
     }
     Ok(())
@@ -261,22 +273,27 @@ impl Line {
         format!("| {} | {ours:.1} | {theirs:.1} | {median:.2} | {low:.2} to {high:.2} |", self.test)
     }
 
-    /// A line of `shape, quant, threads, test, wattle, llama.cpp, ratio, smallest, largest`.
-    fn append(&self, args: &Args, record: &Path) -> Result<()> {
+    /// A line of what was measured, and with what on both sides.
+    fn append(&self, args: &Args, setting: &Setting, record: &Path) -> Result<()> {
         let new = !record.exists();
         let mut file = std::fs::File::options().create(true).append(true).open(record)?;
         if new {
             writeln!(
                 file,
-                "shape,quant,threads,test,wattle_tokens_per_second,llama_cpp_tokens_per_second,ratio,ratio_min,ratio_max"
+                "shape,quant,threads,test,wattle_tokens_per_second,llama_cpp_tokens_per_second,ratio,ratio_min,ratio_max,\
+                 wattle_weight_bytes,llama_cpp_weight_bytes,wattle_instructions,llama_cpp_system"
             )?;
         }
         let ([ours, theirs], [median, low, high]) = (self.rates, self.ratios);
         let Args { shape, quant, threads, .. } = args;
+        let (Setting { bytes: [our_bytes, their_bytes], system }, set) =
+            (setting, wattle_kernels_cpu::fast::instruction_set());
         Ok(writeln!(
             file,
-            "{shape},{quant},{threads},{},{ours:.2},{theirs:.2},{median:.3},{low:.3},{high:.3}",
-            self.test
+            "{shape},{quant},{threads},{},{ours:.2},{theirs:.2},{median:.3},{low:.3},{high:.3},{our_bytes},{their_bytes},{set},\
+             \"{}\"",
+            self.test,
+            system.replace('"', "'")
         )?)
     }
 }

@@ -2,9 +2,13 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(dead_code, reason = "every test binary uses another part")]
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
+use wattle_engine::adapter::{ActivationRule, Adapter, Factors, Pair, Place, Target};
+use wattle_engine::model::Model;
 use wattle_engine::{BackendChoice, Engine, EngineOptions, Error};
 
 /// The fixtures' folder.
@@ -61,6 +65,29 @@ pub fn engine(dir: &std::path::Path, options: EngineOptions) -> Option<Engine> {
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// An adapter on all projections of a model, with numbers that mean nothing.
+pub fn adapter(model: &Model, rank: usize, seed: usize) -> Adapter {
+    let mut pairs = BTreeMap::new();
+    for (layer, weights) in (0..).zip(&model.weights.layers) {
+        let rest = [
+            (Target::Q, &weights.q),
+            (Target::K, &weights.k),
+            (Target::V, &weights.v),
+            (Target::O, &weights.o),
+            (Target::Up, &weights.up),
+            (Target::Down, &weights.down),
+        ];
+        for (target, linear) in weights.gate.iter().map(|gate| (Target::Gate, gate)).chain(rest) {
+            let (rows, cols) = (linear.weight.rows, linear.weight.cols);
+            let number = |i: usize| ((i * 37 + seed * 11 + rows) % 23) as f32 * 0.02 - 0.21;
+            let [a, b] = [rank * cols, rows * rank].map(|len| (0..len).map(number).collect());
+            pairs.insert(Place { layer, target }, Pair { rank, cols, rows, a, b });
+        }
+    }
+    let factors = Arc::new(Factors { pairs });
+    Adapter { name: format!("adapter {seed}"), factors, rule: ActivationRule::Always }
 }
 
 /// Whether a missing GPU adapter is a failure.

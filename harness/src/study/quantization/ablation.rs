@@ -1,7 +1,7 @@
 //! What quantization, caching and batching do, each by itself.
 
 use serde::Serialize;
-use wattle_engine::RanStep;
+use wattle_engine::{Precision, RanStep};
 use wattle_policy::{Profile, RowShape};
 
 use super::{BATCH, FOUR_BITS, Page, STORED, Shipped};
@@ -29,7 +29,7 @@ pub(super) fn run(shipped: &Shipped, profile: &Profile) -> Result<Vec<Ablated>> 
     let mut all = Vec::new();
     for format in [STORED, FOUR_BITS] {
         for batch in [BATCH, 1] {
-            let mut answered = shipped.answer(task, problems, format.kept, batch)?;
+            let mut answered = shipped.answer(task, problems, format.kept, Precision::Exact, batch)?;
             for cache in [true, false] {
                 if !cache {
                     answered.steps.iter_mut().for_each(without_cache);

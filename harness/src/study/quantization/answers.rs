@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use wattle_engine::model::Model;
-use wattle_engine::{ActiveFrom, BackendChoice, Engine, EngineOptions, Lora, RanStep, Request};
+use wattle_engine::{ActiveFrom, BackendChoice, Engine, EngineOptions, Lora, Precision, RanStep, Request};
 use wattle_policy::Profile;
 
 use super::Kept;
@@ -28,6 +28,8 @@ pub(super) struct Shipped {
 /// Answers and what they cost.
 pub(super) struct Answered {
     pub texts: Vec<String>,
+    /// Their tokens.
+    pub ids: Vec<Vec<u32>>,
     /// Of each text.
     pub logprobs: Vec<f64>,
     pub steps: Vec<RanStep>,
@@ -52,11 +54,18 @@ impl Shipped {
         Ok(Self { model: Model::load(&dir)?, adapter: shipped::adapter(&dir), tasks, tokenizer })
     }
 
-    /// Runs problems in one format; tasks with steps have the adapter on what is generated.
-    pub fn answer(&self, task: &Task, problems: &[Problem], kept: Kept, batch: usize) -> Result<Answered> {
-        let longest = problems.iter().map(|problem| expected_tokens(&problem.prompt)).max().unwrap_or(0);
+    /// An engine for a task with the model in one format; tasks with steps have the adapter on what is generated.
+    pub fn engine(
+        &self,
+        task: &Task,
+        kept: Kept,
+        precision: Precision,
+        batch: usize,
+    ) -> Result<(Engine, Lora)> {
+        let longest = task.problems.iter().map(|problem| expected_tokens(&problem.prompt)).max().unwrap_or(0);
         let options = EngineOptions {
             backend: BackendChoice::Cpu,
+            precision,
             sequences: batch,
             context: longest + MAX_NEW,
             keep_steps: true,
@@ -68,8 +77,26 @@ impl Shipped {
             let adapter = engine.load_adapter(&self.adapter, 1.0)?;
             lora = Lora { from: ActiveFrom::Generated, ..Lora::new(adapter) };
         }
+        Ok((engine, lora))
+    }
+
+    /// Text → token ids.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(text)?)
+    }
+
+    /// Runs problems of a task.
+    pub fn answer(
+        &self,
+        task: &Task,
+        problems: &[Problem],
+        kept: Kept,
+        precision: Precision,
+        batch: usize,
+    ) -> Result<Answered> {
+        let (mut engine, lora) = self.engine(task, kept, precision, batch)?;
         let request = |problem: &Problem| -> Result<Request> {
-            Ok(Request::new(self.tokenizer.encode(&problem.prompt)?, MAX_NEW).with_lora(lora))
+            Ok(Request::new(self.encode(&problem.prompt)?, MAX_NEW).with_lora(lora))
         };
         let requests: Vec<Request> = problems.iter().map(request).collect::<Result<_>>()?;
         let generations = engine.generate_all(&requests)?;
@@ -83,11 +110,12 @@ impl Shipped {
         };
         let paths = || generations.iter().filter_map(|generation| generation.paths.first());
         let texts = paths().map(|path| text(&path.token_ids)).collect::<Result<_>>()?;
+        let ids = paths().map(|path| path.token_ids.clone()).collect();
         let logprobs = paths().map(|path| path.logprob()).collect();
         let tokens = generations.iter().map(|generation| generation.report.new_tokens).sum();
         let (steps, plans) = (engine.take_steps(), Plans::new(&engine, lora.adapter));
         let weight_bytes = weight_bytes(engine.weights());
-        Ok(Answered { texts, logprobs, steps, plans, tokens, weight_bytes })
+        Ok(Answered { texts, ids, logprobs, steps, plans, tokens, weight_bytes })
     }
 }
 

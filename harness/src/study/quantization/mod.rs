@@ -3,11 +3,13 @@
 mod ablation;
 mod answers;
 mod formats;
+mod quality;
 mod shapes;
 
 use std::io::Write;
 use std::path::Path;
 
+use wattle_engine::Precision;
 use wattle_engine::model::{Model, Quant};
 use wattle_policy::{Grid, Profile};
 
@@ -52,6 +54,8 @@ enum Kept {
     Wide,
     Stored,
     Quantized(Quant),
+    /// Only embedding and head.
+    Outside(Quant),
 }
 
 impl Kept {
@@ -60,6 +64,7 @@ impl Kept {
             Self::Wide => model.widened()?,
             Self::Stored => model.clone(),
             Self::Quantized(quant) => model.quantized(quant)?,
+            Self::Outside(quant) => quality::outside(model, quant)?,
         })
     }
 }
@@ -73,12 +78,14 @@ pub(super) fn run(problems: usize, dir: &Path, out: &mut dyn Write) -> Result<()
     for task in &shipped.tasks {
         let mut answered = Vec::new();
         for format in SWEEP {
-            answered.push((format, shipped.answer(task, &task.problems, format.kept, BATCH)?));
+            let answers = shipped.answer(task, &task.problems, format.kept, Precision::Exact, BATCH)?;
+            answered.push((format, answers));
             progress.step();
         }
         lines.extend(formats::compare(task, &answered, &profiles[0], &grid));
         remote.extend(remotely(task, &answered, &profiles, &grid));
     }
+    let quality = quality::run(&shipped)?;
     let ablated = ablation::run(&shipped, &profiles[0])?;
     let shapes = shapes::run(&profiles[0])?;
     let mut page = Page::new("quantization", "Quantization, energy, carbon and answers");
@@ -92,12 +99,13 @@ pub(super) fn run(problems: usize, dir: &Path, out: &mut dyn Write) -> Result<()
     page.note(shapes::note(&shapes));
     formats::plots(&mut page, &lines)?;
     page.table("By format", formats::table(&lines));
+    quality::table(&mut page, &quality);
     ablation::tables(&mut page, &ablated);
     page.table("Models of the study's size: priced, not run", shapes::table(&shapes));
     page.table("Here or on a server: a stated model", remote::table(&remote));
     page.note(remote::assumptions());
     let data = serde_json::json!({
-        "problems": problems, "batch": BATCH, "profile": LOCAL, "grid": grid, "formats": lines, "ablation": ablated,
+        "problems": problems, "batch": BATCH, "profile": LOCAL, "grid": grid, "formats": lines, "quality": quality, "ablation": ablated,
         "shapes": shapes, "remote": remote,
     });
     page.write(dir, &data, out)

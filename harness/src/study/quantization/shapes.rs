@@ -51,7 +51,7 @@ pub(super) fn run(profile: &Profile) -> Result<Vec<Line>> {
 fn price(name: &'static str, format: Format, profile: &Profile, stored: Option<[f64; 2]>) -> Result<Line> {
     let quant = match format.kept {
         Kept::Quantized(quant) => Some(quant),
-        Kept::Wide | Kept::Stored => None,
+        Kept::Wide | Kept::Stored | Kept::Outside(_) => None,
     };
     let model = Model::blank(name, quant)?;
     let options = EngineOptions { backend: BackendChoice::Gpu, ..EngineOptions::default() };
