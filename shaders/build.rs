@@ -1,5 +1,5 @@
-//! Composes the WGSL of every kernel, once for each combination of subgroups and weight type that its text depends on,
-//! and writes them as constants: `NAME: [[&str; 5]; 2]`, indexed by subgroups and type.
+//! Composes the WGSL of every kernel, once for each combination of factor type, subgroups and weight type that its text
+//! depends on, and writes them as constants: `NAME: [[[&str; 5]; 2]; 2]`, indexed in this order.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -44,23 +44,30 @@ fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn
     };
     let name = if products.is_empty() { stem.to_owned() } else { format!("{stem}_{products}") };
     let extensions = if products == "coop" { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
-    writeln!(out, "pub(crate) const {name}: [[&str; 5]; 2] = [")?;
-    for subgroups in [false, true] {
-        let mut texts = Vec::new();
-        for &weights in &types {
-            let mut compiler = Wesl::new("wgsl");
-            // naga validates what comes out, in this crate's tests; wesl does not know all of WGSL.
-            compiler.set_options(CompileOptions { validate: false, ..CompileOptions::default() });
-            compiler.set_features([("subgroups", subgroups || products == "coop")]);
-            compiler.set_features(["int8", "coop"].map(|name| (name, name == products)));
-            compiler.set_features(TYPES.map(|name| (name, name == weights)));
-            let wgsl = compiler.compile(&module).map_err(|error| format!("{}: {error}", path.display()))?;
-            texts.push(format!("{extensions}{wgsl}"));
+    let of_factors = |halves: bool| -> Result<String, Box<dyn Error>> {
+        let mut texts = String::new();
+        for subgroups in [false, true] {
+            let compose = |&weights: &&str| {
+                let mut compiler = Wesl::new("wgsl");
+                // naga validates what comes out, in this crate's tests; wesl does not know all of WGSL.
+                compiler.set_options(CompileOptions { validate: false, ..CompileOptions::default() });
+                compiler.set_features([("subgroups", subgroups || products == "coop"), ("halves", halves)]);
+                compiler.set_features(["int8", "coop"].map(|name| (name, name == products)));
+                compiler.set_features(TYPES.map(|name| (name, name == weights)));
+                let wgsl =
+                    compiler.compile(&module).map_err(|error| format!("{}: {error}", path.display()))?;
+                Ok(format!("{extensions}{wgsl}"))
+            };
+            let composed = types.iter().map(compose).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+            let of_type = |name| types.iter().position(|other| *other == name).unwrap_or(0);
+            let all = TYPES.map(|name| composed.get(of_type(name)));
+            writeln!(texts, "        {:?},", all.into_iter().flatten().collect::<Vec<_>>())?;
         }
-        let of_type = |name| types.iter().position(|other| *other == name).unwrap_or(0);
-        let all = TYPES.map(|name| texts.get(of_type(name)));
-        writeln!(out, "    {:?},", all.into_iter().flatten().collect::<Vec<_>>())?;
-    }
-    writeln!(out, "];")?;
+        Ok(texts)
+    };
+    let floats = of_factors(false)?;
+    let reads_factors = ["lora", "carry", "tile_lora"].into_iter().any(has);
+    let halves = if reads_factors { of_factors(true)? } else { floats.clone() };
+    writeln!(out, "pub(crate) const {name}: [[[&str; 5]; 2]; 2] = [[\n{floats}], [\n{halves}]];")?;
     Ok(())
 }

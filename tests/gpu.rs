@@ -10,9 +10,9 @@ use std::collections::btree_map::Entry;
 use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, devices, tiles};
 use wattle_engine::backend::{Backend, Capacity, Limits, Step, Ticket};
 use wattle_engine::cache::PAGE;
-use wattle_engine::plan::{Op, OpKind};
+use wattle_engine::plan::{FactorType, Op, OpKind};
 use wattle_engine::{Error, Precision, Result};
-use wattle_tests::{Act, Case, Failure, Make, Rounded, kernels, rounded};
+use wattle_tests::{Act, Case, Failure, Make, Rounded, kept, kernels, rounded};
 
 fn options(limits: Limits, checked: bool) -> GpuOptions {
     let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
@@ -56,17 +56,17 @@ fn least_binding(case: &Case) -> u64 {
     let keys = case.capacity.pages * PAGE * case.plan.kv.head_dim.next_multiple_of(4);
     let pool = |op: &Op| match &op.kind {
         OpKind::LoraDown { .. } | OpKind::LoraEmbed { .. } | OpKind::LoraUp { .. } => 0,
-        _ => op.sites().map(|site| site.ranks_len() + site.b_len()).max().unwrap_or(0),
+        _ => op.sites().map(|site| site.pool_bytes(case.plan.factors)[1]).max().unwrap_or(0),
     };
-    let carried = |op: &Op| op.carry.as_ref().map_or(0, |carry| carry.site.a_pool_len());
+    let carried = |op: &Op| op.carry.as_ref().map_or(0, |carry| carry.site.pool_bytes(case.plan.factors)[0]);
     // A matrix whose launches carry partial sums is not split within one.
     let matrix = |op: &Op| match &op.kind {
-        OpKind::GateUp(g) if op.carry.is_some() => (g.gate.rows + 16) * (g.gate.cols + 128),
+        OpKind::GateUp(g) if op.carry.is_some() => 4 * (g.gate.rows + 16) * (g.gate.cols + 128),
         _ => 0,
     };
     let pools = case.plan.ops.iter().map(|op| pool(op).max(carried(op)).max(matrix(op)));
-    let elements = pools.max().unwrap_or(0).max(activations).max(keys);
-    (elements as u64 * 4).next_power_of_two()
+    let bytes = pools.max().unwrap_or(0).max(4 * activations).max(4 * keys);
+    (bytes as u64).next_power_of_two()
 }
 
 /// Runs `check` on every case with every variant of limits; what failed.
@@ -113,21 +113,32 @@ fn rows_and_masks_are_exact() {
 
 #[test]
 fn fast_precision_of_prompts_keeps_its_bound_and_is_exact_in_rows_and_masks() {
+    check_bounds(&rounded(), Precision::Fast).unwrap();
+}
+
+#[test]
+fn factors_of_any_size_keep_the_bound_of_f16_and_are_exact_in_rows_and_masks() {
+    check_bounds(&kept(), Precision::Exact).unwrap();
+}
+
+/// Checks what is rounded on every variant.
+fn check_bounds(cases: &[Rounded], precision: Precision) -> Result<()> {
     for (variant, limits, checked) in variants() {
-        let fast = GpuOptions { precision: Precision::Fast, ..options(limits, checked) };
-        let limits = Limits { binding: limits.binding.max(1 << 17), ..fast.limits };
-        let Some(device) = opened(&GpuOptions { limits, ..fast }).unwrap() else { return };
+        let options = GpuOptions { precision, ..options(limits, checked) };
+        let limits = Limits { binding: limits.binding.max(1 << 17), ..options.limits };
+        let Some(device) = opened(&GpuOptions { limits, ..options })? else { return Ok(()) };
         let make = |case: &Case| -> Result<Box<dyn Backend>> { Ok(Box::new(device.sibling(case.capacity)?)) };
         let check = |rounded: &Rounded| {
             rounded.case().check_exact(&make)?;
             rounded.check(&make)
         };
-        let (shares, failures): (Vec<_>, Vec<_>) = rounded().iter().map(check).partition(Result::is_ok);
+        let (shares, failures): (Vec<_>, Vec<_>) = cases.iter().map(check).partition(Result::is_ok);
         let failures: Vec<_> = failures.into_iter().filter_map(Result::err).map(|f| f.to_string()).collect();
         assert!(failures.is_empty(), "{variant}: {}", failures.join("\n"));
         let largest = shares.into_iter().filter_map(Result::ok).fold(0.0, f64::max);
         println!("{variant}: at most {largest:.2} of the bound");
     }
+    Ok(())
 }
 
 /// A case, and what a backend computes.
@@ -139,7 +150,8 @@ fn many_rows(options: &GpuOptions) -> Result<Option<Vec<Computed>>> {
     let cases = kernels().into_iter().filter(|(kernel, _)| ["project", "gate_up"].contains(kernel));
     let cases = cases
         .flat_map(|(_, cases)| cases())
-        .filter(|case| case.capacity.rows > 64 && !case.name.ends_with("generated"));
+        .filter(|case| case.capacity.rows > 64 && case.plan.factors == FactorType::F32)
+        .filter(|case| !case.name.ends_with("generated"));
     let run = |case: Case| {
         let values = case.values(&|case| Ok(Box::new(device.sibling(case.capacity)?)))?;
         Ok((case, values))

@@ -2,8 +2,9 @@
 
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{Backend, Limits};
+use wattle_engine::plan::Op;
 use wattle_engine::{Precision, Result};
-use wattle_tests::{Case, kernels};
+use wattle_tests::{Case, Rounded, kept, kernels};
 
 fn fast(case: &Case) -> Result<Box<dyn Backend>> {
     let limits = Limits { guards: true, ..Limits::default() };
@@ -41,6 +42,22 @@ fn rows_and_masks_are_exact() {
         case.check_exact(&fast).err().map(|failure| format!("{kernel}: {failure}"))
     };
     let failures: Vec<_> = cases.filter_map(check).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn factors_of_any_size_keep_the_bound_of_f16() {
+    let check = |rounded: &Rounded| {
+        rounded.case().check_exact(&fast)?;
+        rounded.check(&fast)
+    };
+    // What reads t in parts, which GPUs alone make, is run by its twin.
+    let whole = |rounded: &&Rounded| {
+        rounded.case().plan.ops.iter().flat_map(Op::sites).all(|site| site.partials() == 1)
+    };
+    let cases = kept();
+    let failures: Vec<_> =
+        cases.iter().filter(whole).filter_map(|case| check(case).err()).map(|f| f.to_string()).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 

@@ -11,7 +11,7 @@ use wattle_engine::adapter::{Adapter, Factors};
 use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
 use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
 use wattle_engine::model::{Model, Quant};
-use wattle_engine::plan::{self, FuseOptions, LoraCapacity, Plan};
+use wattle_engine::plan::{self, FactorType, FuseOptions, LoraCapacity, Plan};
 use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, KvType, LayerMask, Precision, Row, Sample};
 use wattle_policy::{CostSource, OpCost, Prefix, RowShape, StepShape};
 
@@ -111,7 +111,7 @@ fn pools_of_another_capacity_change_nothing_but_sizes() {
     let plan = plan::fuse(&plan::build(&model.spec, &model.weights, LORA), GPU);
     let bigger = plan.with_lora_capacity(LoraCapacity { slots: 3, rank: 32, ..LORA });
     assert_eq!(ops(&plan), ops(&bigger));
-    // Six times the factors, and three times the rank table.
+    // Six times the factors, and three times the table.
     let pools = bigger.max_b_pool_bytes() as f64 / plan.max_b_pool_bytes() as f64;
     assert!((5.9..=6.0).contains(&pools), "{pools}");
     let t = plan.find("layers.0.qkv.lora_down").expect("a tensor");
@@ -302,8 +302,8 @@ fn shape(step: &Step, rank: u32) -> StepShape {
 
 #[test]
 fn costs_are_what_counting_views_of_the_twins_count() {
-    // Plans are priced for the adapter, which may have factors in some places only.
-    for (name, adapter, quant) in [
+    // Plans are priced for the adapter, which may have factors in some places only. Every second one keeps them as f16.
+    let cases = [
         ("llama", Some("all-linear"), None),
         ("llama", Some("all-linear"), Some(Quant::Q4_1)),
         ("llama-sharded", None, None),
@@ -320,10 +320,12 @@ fn costs_are_what_counting_views_of_the_twins_count() {
         ("gpt2-prefix", Some("c-attn"), None),
         ("opt-350m", Some("q-v"), None),
         ("phi3", Some("qkv"), None),
-    ] {
+    ];
+    for (index, (name, adapter, quant)) in cases.into_iter().enumerate() {
         let dense = load(name);
         let model = quant.map_or(Ok(dense.clone()), |quant| dense.quantized(quant)).expect("finite weights");
-        let plain = plan::build(&model.spec, &model.weights, LoraCapacity { outside: false, ..LORA });
+        let plain = plan::build(&model.spec, &model.weights, LoraCapacity { outside: false, ..LORA })
+            .with_factors(FactorType::ALL[index % 2]);
         let mut backend = twins();
         let (mut rank, mut factors) = (0, Factors::default());
         if let Some(adapter) = adapter {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use common::{Expected, engine, error, fixtures, options};
 use wattle_engine::adapter::Adapter;
 use wattle_engine::{
-    ActiveFrom, BackendChoice, Control, Engine, EngineOptions, Finish, LayerMask, Lora, Request, Sampling,
+    ActiveFrom, BackendChoice, Control, Engine, EngineOptions, Finish, LayerMask, Lora, Precision, Request,
+    Sampling,
 };
 use wattle_policy::{CostSource, OpCost, StepShape};
 
@@ -25,6 +26,15 @@ fn on_both(check: impl Fn(&EngineOptions)) {
             check(&options);
         }
     }
+}
+
+/// The same, in exact precision and in fast, which keeps factors as f16.
+fn in_each_precision(check: impl Fn(&EngineOptions)) {
+    on_both(|options| {
+        for precision in [Precision::Exact, Precision::Fast] {
+            check(&EngineOptions { precision, ..options.clone() });
+        }
+    });
 }
 
 fn open(name: &str, options: &EngineOptions) -> Engine {
@@ -98,7 +108,7 @@ fn poisoned(engine: &Engine) -> [Adapter; 2] {
 
 #[test]
 fn a_masked_layer_equals_an_absent_one_even_when_its_factors_are_nan() {
-    on_both(|options| {
+    in_each_precision(|options| {
         let mut engine = open("llama", options);
         let [nan, without] = poisoned(&engine);
         let (nan, without) =
@@ -107,7 +117,7 @@ fn a_masked_layer_equals_an_absent_one_even_when_its_factors_are_nan() {
         let masked = engine.logits(&ids("llama"), &only_0(nan)).expect("logits");
         let absent = engine.logits(&ids("llama"), &only_0(without)).expect("logits");
         assert!(masked.iter().all(|x| x.is_finite()));
-        assert!(masked == absent, "on {:?}", options.backend);
+        assert!(masked == absent, "on {:?}, {:?}", options.backend, options.precision);
         let unmasked = engine.logits(&ids("llama"), &Lora::new(nan)).expect("logits");
         assert!(unmasked.iter().any(|x| x.is_nan()), "the factors were used after all");
     });
@@ -146,7 +156,7 @@ fn with_every_mask_off_the_bases_launches_run_on_the_bases_bytes() {
 
 #[test]
 fn a_request_does_not_notice_its_neighbours() {
-    on_both(|options| {
+    in_each_precision(|options| {
         let mut engine = open("llama", options);
         let adapter = engine.load_adapter(model("llama").join("adapters/q-v"), 1.0).expect("an adapter");
         let rank_16 = engine.load_adapter(model("llama").join("adapters/rank-16"), 1.0).expect("an adapter");
@@ -166,7 +176,7 @@ fn a_request_does_not_notice_its_neighbours() {
         let together = engine.generate_all(&requests).expect("generations");
         for (request, together) in requests.iter().zip(&together) {
             let alone = engine.generate(request).expect("a generation");
-            assert_eq!(alone.paths, together.paths, "on {:?}", options.backend);
+            assert_eq!(alone.paths, together.paths, "on {:?}, {:?}", options.backend, options.precision);
         }
         let mut narrow = open("llama", &EngineOptions { sequences: 1, rows: 4, ..options.clone() });
         let same = narrow.load_adapter(model("llama").join("adapters/rank-16"), 1.0).expect("an adapter");

@@ -69,7 +69,7 @@ pub struct EngineOptions {
     pub cpu_kernels: CpuKernels,
     /// What dense weights are quantized to when the engine is made; `None` leaves them as they are.
     pub quant: Option<Quant>,
-    /// What activations are rounded to before they meet quantized weights.
+    /// What activations are rounded to before they meet quantized weights, and how LoRA factors are kept.
     pub precision: Precision,
     /// CPU threads; `None` takes one per core.
     pub threads: Option<usize>,

@@ -291,7 +291,9 @@ impl Runtime {
 /// GPU); they share their weights.
 pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (Plan, Plan) {
     let some = LoraCapacity { slots: lora.slots.max(1), rank: lora.rank.max(1), ..lora };
-    let plain = plan::build(&model.spec, &model.weights, some).with_kv(options.kv);
+    let plain = plan::build(&model.spec, &model.weights, some)
+        .with_kv(options.kv)
+        .with_factors(options.precision.factors());
     if options.plan == PlanKind::Plain {
         return (plain.without_lora(), plain);
     }

@@ -9,6 +9,7 @@ pub mod cache;
 mod count;
 pub mod distribution;
 pub mod fast;
+mod halves;
 mod lora;
 mod order;
 pub mod panels;
@@ -35,6 +36,7 @@ pub mod sample;
 pub mod select;
 
 pub use count::{Class, Counts, Size, Tally, View};
+pub use halves::halves;
 pub use lora::{Carry, Lora, Pair, Target};
 pub use order::ColumnOrder;
 pub use state::State;

@@ -20,12 +20,35 @@ impl WeightType {
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Nibbles, Self::Bytes];
 }
 
+/// How LoRA factors are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FactorType {
+    /// IEEE binary32.
+    #[default]
+    F32,
+    /// IEEE binary16, times a power of two per factor.
+    F16,
+}
+
+impl FactorType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
 /// A kernel: one entry point `main`, group 0 the step, group 1 what the kernel's file declares.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     /// As [`crate::for_each_kernel!`] lists it.
     pub name: &'static str,
-    sources: &'static [[&'static str; 5]; 2],
+    sources: &'static [[[&'static str; 5]; 2]; 2],
 }
 
 impl Kernel {
@@ -34,9 +57,9 @@ impl Kernel {
         KERNELS.iter().find(|kernel| kernel.name == name)
     }
 
-    /// The kernel's WGSL, for devices with or without subgroup operations, and for weights of this type.
-    pub fn wgsl(&self, subgroups: bool, weights: WeightType) -> &'static str {
-        self.sources[usize::from(subgroups)][weights as usize]
+    /// The kernel's WGSL, for devices with or without subgroup operations, and for weights and factors of these types.
+    pub fn wgsl(&self, subgroups: bool, weights: WeightType, factors: FactorType) -> &'static str {
+        self.sources[factors as usize][usize::from(subgroups)][weights as usize]
     }
 }
 

@@ -9,7 +9,7 @@ mod kernel;
 pub mod params;
 mod step;
 
-pub use kernel::{KERNELS, Kernel, WeightType};
+pub use kernel::{FactorType, KERNELS, Kernel, WeightType};
 pub use step::{
     FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, MAX_LAYERS, NO_INDEX, OUTSIDE_LAYERS, PAGE, Row,
     Sample, Sampled,

@@ -3,22 +3,34 @@
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, proc::Layouter};
-use wattle_shaders::{KERNELS, Kernel, WeightType, ceilings, params};
+use wattle_shaders::{FactorType, KERNELS, Kernel, WeightType, ceilings, params};
 
 /// Storage buffers per stage that every desktop driver of Vulkan, Metal and D3D12 has (WebGPU's default is 8): as many
 /// as the GPU backend asks for.
 const STORAGE_BUFFERS: usize = 10;
 
-/// Every kernel with and without subgroups, with every weight type, parsed.
-fn variants() -> Result<Vec<(&'static Kernel, bool, WeightType, Module)>, String> {
-    let mut variants = Vec::new();
+/// A kernel's text, with or without subgroups, and that parsed.
+struct Variant {
+    kernel: &'static Kernel,
+    subgroups: bool,
+    text: &'static str,
+    module: Module,
+}
+
+/// Every kernel with and without subgroups, with every type of weights and factors that its text depends on.
+fn variants() -> Result<Vec<Variant>, String> {
+    let mut variants: Vec<Variant> = Vec::new();
     for kernel in KERNELS {
         for subgroups in [false, true] {
             for weights in WeightType::ALL {
-                let text = kernel.wgsl(subgroups, weights);
-                let module = naga::front::wgsl::parse_str(text)
-                    .map_err(|error| format!("{}: {}", kernel.name, error.emit_to_string(text)))?;
-                variants.push((kernel, subgroups, weights, module));
+                for text in FactorType::ALL.map(|factors| kernel.wgsl(subgroups, weights, factors)) {
+                    if variants.last().is_some_and(|last| last.text == text) {
+                        continue;
+                    }
+                    let module = naga::front::wgsl::parse_str(text)
+                        .map_err(|error| format!("{}: {}", kernel.name, error.emit_to_string(text)))?;
+                    variants.push(Variant { kernel, subgroups, text, module });
+                }
             }
         }
     }
@@ -27,7 +39,7 @@ fn variants() -> Result<Vec<(&'static Kernel, bool, WeightType, Module)>, String
 
 #[test]
 fn every_variant_is_valid_with_no_more_of_the_device_than_it_may_ask_for() {
-    for (kernel, subgroups, weights, module) in variants().unwrap() {
+    for Variant { kernel, subgroups, text, module } in variants().unwrap() {
         // unpack2x16float is part of core WGSL; naga lists it because OpenGL's dialects lack it.
         let mut asked = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         let cooperative = kernel.name.ends_with("_coop");
@@ -35,10 +47,7 @@ fn every_variant_is_valid_with_no_more_of_the_device_than_it_may_ask_for() {
         asked.set(Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX, cooperative);
         asked.set(Capabilities::MEMORY_DECORATION_COHERENT, kernel.name == "attend__split");
         let result = Validator::new(ValidationFlags::all(), asked).validate(&module);
-        let text = kernel.wgsl(subgroups, weights);
-        result.unwrap_or_else(|e| {
-            panic!("{} {subgroups} {weights:?}: {}", kernel.name, e.emit_to_string(text))
-        });
+        result.unwrap_or_else(|e| panic!("{} {subgroups}: {}", kernel.name, e.emit_to_string(text)));
     }
 }
 
@@ -53,7 +62,7 @@ fn ceilings_need_no_features() {
 
 #[test]
 fn no_kernel_needs_more_storage_buffers_than_every_device_has() {
-    for (kernel, _, _, module) in variants().unwrap() {
+    for Variant { kernel, module, .. } in variants().unwrap() {
         let storage = |space| matches!(space, AddressSpace::Storage { .. });
         let count = module.global_variables.iter().filter(|(_, v)| storage(v.space)).count();
         assert!(count <= STORAGE_BUFFERS, "{}: {count}", kernel.name);
@@ -85,7 +94,7 @@ fn uniform_structs_are_as_large_as_their_rust_counterparts() {
         "gate_up" | "gate_up__tiled" => size_of::<params::GateUp>(),
         other => panic!("{other} has no parameters here"),
     };
-    for (kernel, _, _, module) in variants().unwrap() {
+    for Variant { kernel, module, .. } in variants().unwrap() {
         let mut layouter = Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         for (_, variable) in module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Uniform)

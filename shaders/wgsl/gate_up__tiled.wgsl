@@ -2,6 +2,7 @@
 // Grid: one workgroup per OUTPUTS / 2 outputs and ROWS rows of x: half of a tile's outputs are G's, half the same of U.
 // Bound by arithmetic.
 
+import package::shared::a_pool::{a_quad, a_quad_entry};
 import package::shared::carry::{next, t_out, t_out_stride};
 import package::shared::functions::activate;
 import package::shared::lane::Lane;
@@ -29,9 +30,8 @@ struct Params {
 const PART = 16u; // outputs of a partial sum of t
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(4) var<storage, read> bias: array<f32>;     // [2, outputs]
-@group(1) @binding(5) var<storage, read_write> y: array<f32>;  // [n, stride]
-@group(1) @binding(9) var<storage, read> a_pool: array<vec4f>; // as in carry.wgsl, in vec4s
+@group(1) @binding(4) var<storage, read> bias: array<f32>;    // [2, outputs]
+@group(1) @binding(5) var<storage, read_write> y: array<f32>; // [n, stride]
 
 // Quads of a tile that are G's, and that are U's.
 fn half() -> u32 {
@@ -56,19 +56,21 @@ fn carry(local: u32, place: Place, lane: Lane) {
         let output = at % t_width;
         let part = at / t_width % parts;
         let row = at / t_width / parts;
-        let entry = output / next.rank * next.slots + min(slot_of[row], next.slots - 1u);
+        let index = output / next.rank * next.slots + min(slot_of[row], next.slots - 1u);
+        let entry = a_quad_entry(index);
         let r = output % next.rank;
-        if slot_of[row] == NO_INDEX || r >= u32(a_pool[entry / 4u][entry % 4u]) {
+        if slot_of[row] == NO_INDEX || r >= entry.rank {
             continue;
         }
         let columns = (params.outputs + 3u) / 4u;
         let first = (params.first + local + part * PART) / 4u;
-        let a = next.head / 4u + (entry * next.rank + r) * columns + first;
+        let a = (index * next.rank + r) * columns + first;
         var sum = 0.0;
         for (var q = 0u; q < min(PART / 4u, columns - first); q++) {
-            sum += dot(a_pool[a + q], w_tile[row * half() + part * PART / 4u + q]);
+            sum += dot(a_quad(next.head, a + q), w_tile[row * half() + part * PART / 4u + q]);
         }
-        t_out[(place.line + row) * t_out_stride() + (params.first + local) / PART * t_width + part * t_width + output] = sum;
+        let at = (place.line + row) * t_out_stride() + ((params.first + local) / PART + part) * t_width + output;
+        t_out[at] = sum * entry.scale;
     }
 }
 

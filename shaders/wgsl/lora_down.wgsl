@@ -1,6 +1,7 @@
 // t = A x for rows whose slot has factors and whose mask bit is on; other elements of t are left alone.
 // Grid: one workgroup per row and rank row of the site; lanes split the inputs. Bound by reading A.
 
+import package::shared::a_pool::{a_quad, a_quad_entry};
 import package::shared::dots::masked;
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::lora::site;
@@ -14,9 +15,8 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> a_pool: array<vec4f>; // [parts, S] ranks, then rows of [parts, S, R] x k4
-@group(1) @binding(2) var<storage, read> x: array<vec4f>;      // [n, k4]
-@group(1) @binding(3) var<storage, read_write> y: array<f32>;  // t: [n, parts * R padded to 4]
+@group(1) @binding(2) var<storage, read> x: array<vec4f>;     // [n, k4]
+@group(1) @binding(3) var<storage, read_write> y: array<f32>; // t: [n, parts * R padded to 4]
 
 @compute @workgroup_size(64)
 fn main(lane: Lane) {
@@ -30,20 +30,21 @@ fn main(lane: Lane) {
     if !lora_on(row, site.layer) {
         return;
     }
-    let entry = output / site.rank * site.slots + row.slot;
+    let index = output / site.rank * site.slots + row.slot;
+    let entry = a_quad_entry(index);
     let r = output % site.rank;
-    let at = entry * site.rank + r - site.first;
-    if r >= u32(a_pool[entry / 4u][entry % 4u]) || at >= site.count {
+    let at = index * site.rank + r - site.first;
+    if r >= entry.rank || at >= site.count {
         return;
     }
     var acc = 0.0;
     for (var i = lane.index; i < params.k4; i += LANES) {
         let v = masked(x[line * params.k4 + i], select(4u, params.used, i + 1u == params.k4));
-        let w = a_pool[site.head / 4u + at * params.k4 + i];
+        let w = a_quad(site.head, at * params.k4 + i);
         acc = fma(w.w, v.w, fma(w.z, v.z, fma(w.y, v.y, fma(w.x, v.x, acc))));
     }
     let total = sum(acc, lane, LANES);
     if lane.index == 0u {
-        y[line * ((t_width + 3u) / 4u * 4u) + output] = total;
+        y[line * ((t_width + 3u) / 4u * 4u) + output] = total * entry.scale;
     }
 }

@@ -2,6 +2,7 @@
 // t are left alone.
 // Grid: one invocation per row and rank row of the site. Bound by latency: a row reads one element per rank.
 
+import package::shared::a_pool::{a_element, a_entry};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::lora::site;
 import package::shared::step::{ROWS, FROM_STATE, count, lora_on, step_row};
@@ -12,7 +13,6 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(1) var<storage, read> a_pool: array<f32>;              // [parts, S] ranks, then [parts, S, R, stride]
 @group(1) @binding(2) var<storage, read_write> state: array<atomic<u32>>; // [sequences, last token + seen bits]
 @group(1) @binding(3) var<storage, read_write> y: array<f32>;             // t: [n, parts * R padded to 4]
 
@@ -28,15 +28,17 @@ fn main(lane: Lane) {
     if !lora_on(row, site.layer) {
         return;
     }
-    let entry = output / site.rank * site.slots + row.slot;
+    let index = output / site.rank * site.slots + row.slot;
+    let entry = a_entry(index);
     let r = output % site.rank;
-    let at = entry * site.rank + r - site.first;
-    if r >= u32(a_pool[entry]) || at >= site.count {
+    let at = index * site.rank + r - site.first;
+    if r >= entry.rank || at >= site.count {
         return;
     }
     var token = row.token;
     if (row.flags & FROM_STATE) != 0u {
         token = atomicLoad(&state[row.sequence * params.state_stride]);
     }
-    y[line * ((t_width + 3u) / 4u * 4u) + output] = a_pool[site.head + at * params.stride + token];
+    let element = a_element(site.head, at * params.stride + token);
+    y[line * ((t_width + 3u) / 4u * 4u) + output] = element * entry.scale;
 }

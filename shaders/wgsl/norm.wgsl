@@ -3,7 +3,8 @@
 // Grid: one workgroup per row and group (a group is normalized on its own), then one per row and rank row of that site.
 // Bound by latency: two passes over a row.
 
-import package::shared::carry::{a_pool, next, t_out, t_out_stride};
+import package::shared::a_pool::{a_element, a_entry};
+import package::shared::carry::{next, t_out, t_out_stride};
 import package::shared::lane::{Lane, LANES, group_index};
 import package::shared::reduce::sum;
 import package::shared::step::{count, lora_on, row_index, step_row};
@@ -67,21 +68,22 @@ fn rank_row(index: u32, lane: Lane) {
     if !lora_on(row, next.layer) {
         return;
     }
-    let entry = output / next.rank * next.slots + row.slot;
+    let index_of_entry = output / next.rank * next.slots + row.slot;
+    let entry = a_entry(index_of_entry);
     let r = output % next.rank;
-    if r >= u32(a_pool[entry]) {
+    if r >= entry.rank {
         return;
     }
     let begin = line * params.stride;
     let moments = moments(begin, lane);
-    let a = next.head + (entry * next.rank + r) * params.stride;
+    let a = (index_of_entry * next.rank + r) * params.stride;
     var acc = 0.0;
     for (var i = lane.index; i < params.width; i += LANES) {
-        acc = fma(a_pool[a + i], normed(begin, i, moments), acc);
+        acc = fma(a_element(next.head, a + i), normed(begin, i, moments), acc);
     }
     let total = sum(acc, lane, LANES);
     if lane.index == 0u {
-        t_out[line * t_out_stride() + output] = total;
+        t_out[line * t_out_stride() + output] = total * entry.scale;
     }
 }
 

@@ -4,6 +4,7 @@
 // Grid: one workgroup per row and rank row of that site, then one per 16 outputs and COLS rows of x; lanes split the
 // inputs. Bound by reading W.
 
+import package::shared::a_pool::{a_quad, a_quad_entry};
 import package::shared::carry::{next, t_out, t_out_stride};
 import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, Sums, WIDE, fold, masked, place, reduce, total};
 import package::shared::lane::{Lane, group_index};
@@ -30,7 +31,6 @@ struct Params {
 @group(1) @binding(2) var<storage, read> x: array<vec4f>;       // [n, k4]
 @group(1) @binding(3) var<storage, read> vectors: array<vec4f>; // g [k4], then b [outputs of W padded to 4]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
-@group(1) @binding(9) var<storage, read> a_pool: array<vec4f>;  // [parts, S] ranks, then rows of [parts, S, R] x k4
 
 fn add_squares(acc: f32, v: vec4f) -> f32 {
     return fma(v.w, v.w, fma(v.z, v.z, fma(v.y, v.y, fma(v.x, v.x, acc))));
@@ -50,17 +50,18 @@ fn rank_row(line: u32, output: u32, lane: Lane) {
     if !lora_on(row, next.layer) {
         return;
     }
-    let entry = output / next.rank * next.slots + row.slot;
+    let index = output / next.rank * next.slots + row.slot;
+    let entry = a_quad_entry(index);
     let r = output % next.rank;
-    if r >= u32(a_pool[entry / 4u][entry % 4u]) {
+    if r >= entry.rank {
         return;
     }
-    let at = next.head / 4u + (entry * next.rank + r) * params.k4;
+    let at = (index * next.rank + r) * params.k4;
     var acc = 0.0;
     var squares = 0.0;
     for (var i = lane.index; i < params.k4; i += WIDE) {
         let v = input(line, i);
-        let a = a_pool[at + i];
+        let a = a_quad(next.head, at + i);
         let g = v * vectors[i];
         acc = fma(a.w, g.w, fma(a.z, g.z, fma(a.y, g.y, fma(a.x, g.x, acc))));
         squares = add_squares(squares, v);
@@ -68,7 +69,7 @@ fn rank_row(line: u32, output: u32, lane: Lane) {
     let product = sum(acc, lane, WIDE);
     let scale = inverse_rms(sum(squares, lane, WIDE));
     if lane.index == 0u {
-        t_out[line * t_out_stride() + output] = product * scale;
+        t_out[line * t_out_stride() + output] = product * scale * entry.scale;
     }
 }
 

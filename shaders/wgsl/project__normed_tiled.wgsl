@@ -7,7 +7,8 @@ import package::shared::dots::masked;
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, prepare};
 import package::shared::step::NO_INDEX;
-import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, Products, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, put_tile, quad_of, row_of, sums_of, x_tile};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, Products, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, quad_of, row_of, sums_of, x_tile};
+import package::shared::tile_down::{load_factors, rank_row, rank_scale};
 import package::shared::tile_inputs::x;
 import package::shared::tile_lora::{note_slots, slot_from, slot_of};
 import package::shared::tile_matrix::load_weights;
@@ -29,7 +30,6 @@ struct Params { // as in project__normed.wgsl
 @group(1) @binding(0) var<uniform> params: Params;
 @group(1) @binding(3) var<storage, read> vectors: array<vec4f>; // g [k4], then b [outputs of W padded to 4]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
-@group(1) @binding(9) var<storage, read> a_pool: array<vec4f>;  // [parts, S] ranks, then rows of [parts, S, R] x k4
 var<workgroup> scales: array<f32, ROWS>;                        // per row, 1 / rms(x)
 
 // Vec4 i of a row of the tile.
@@ -68,31 +68,6 @@ fn load_inputs(begin: u32, place: Place, lane: Lane) {
     }
 }
 
-// Where a rank row of a slot lies in the A pool; NO_INDEX if the slot has not so many.
-fn rank_row(slot: u32, output: u32) -> u32 {
-    let entry = min(output / next.rank, next.parts - 1u) * next.slots + slot;
-    let r = output % next.rank;
-    if output >= next.parts * next.rank || r >= u32(a_pool[entry / 4u][entry % 4u]) {
-        return NO_INDEX;
-    }
-    return next.head / 4u + (entry * next.rank + r) * params.k4;
-}
-
-// Puts a slot's factors, as load_weights does weights.
-fn load_factors(begin: u32, block: u32, slot: u32, lane: Lane) {
-    let quads = OUTPUTS / 4u;
-    for (var at = lane.index; at < quads * STEP; at += TILE_LANES) {
-        var rows = mat4x4f(); // naga does not clear variables in loops
-        for (var e = 0u; e < 4u; e++) {
-            let row = rank_row(slot, block * OUTPUTS + at % quads * 4u + e);
-            if row != NO_INDEX && begin + at / quads < params.k4 {
-                rows[e] = a_pool[row + begin + at / quads];
-            }
-        }
-        put_tile(at / quads, at % quads, transpose(rows));
-    }
-}
-
 fn finish(acc: ptr<function, Sums>, place: Place, slot: u32, lane: Lane) {
     for (var i = 0u; i < LANE_ROWS; i++) {
         let row = row_of(lane, i);
@@ -100,9 +75,12 @@ fn finish(acc: ptr<function, Sums>, place: Place, slot: u32, lane: Lane) {
         for (var e = 0u; e < 4u; e++) {
             let local = place.block * OUTPUTS + quad_of(lane) * 4u + e;
             var value = (*acc)[i][e];
-            if slot != NO_INDEX && slot_of[row] == slot && rank_row(slot, local) != NO_INDEX {
-                t_out[line * t_out_stride() + local] = value;
-            } else if slot == NO_INDEX && line < place.end && local < params.rows {
+            if slot != NO_INDEX {
+                let own = rank_row(slot, local);
+                if slot_of[row] == slot && own != NO_INDEX {
+                    t_out[line * t_out_stride() + local] = value * rank_scale(own);
+                }
+            } else if line < place.end && local < params.rows {
                 let output = params.first + local;
                 if params.biased != 0u {
                     value += vectors[params.k4 + output / 4u][output % 4u];
@@ -140,7 +118,7 @@ fn main(lane: Lane) {
             load_weights(params.panels, params.rows, params.k4, begin, place.block, lane);
         } else {
             @if(!int8)
-            load_factors(begin, place.block, slot, lane);
+            load_factors(params.k4, begin, place.block, slot, lane);
         }
         load_inputs(begin, place, lane);
         multiply(&products, lane);

@@ -10,7 +10,8 @@ use wattle_engine::model::{
     Bits, Bytes, Dtype, Format, INT4, INT8, Matrix, Offset, PanelFormat, Q4_0, Q4_1, Q8_0, Vector,
 };
 use wattle_engine::plan::{
-    Carry, Extent, KvShape, KvType, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor, TensorId,
+    Carry, Extent, FactorType, KvShape, KvType, LoraCapacity, Op, OpKind, Plan, Site, SiteTarget, Tensor,
+    TensorId,
 };
 use wattle_engine::{GENERATED, LayerMask, NO_INDEX, Row, Sample};
 use wattle_kernels_cpu::ColumnOrder;
@@ -139,7 +140,8 @@ impl Draft {
 
     /// Without ops, with this cache.
     pub fn with_kv(kv: KvShape) -> Self {
-        Self(Plan { ops: Vec::new(), tensors: Vec::new(), kv, rope: None, vocab: VOCAB })
+        let factors = FactorType::F32;
+        Self(Plan { ops: Vec::new(), tensors: Vec::new(), kv, factors, rope: None, vocab: VOCAB })
     }
 
     /// A tensor that no op writes: it is imported.
@@ -222,7 +224,7 @@ pub fn in_both_classes(cases: Vec<Case>) -> Vec<Case> {
 /// The layer of all cases' LoRA sites: its bit is in the second word of a mask.
 const LAYER: u32 = 37;
 
-/// A site with room for ranks up to 6 in four slots, whose targets have these outputs, one after the other.
+/// A site with room for ranks up to 6, 5, 3 or 1 in four slots, whose targets have these outputs, one after the other.
 pub fn site(cols: usize, outputs: &[usize]) -> Arc<Site> {
     site_in_parts(cols, outputs, cols)
 }
@@ -240,7 +242,7 @@ pub fn site_in_parts(cols: usize, outputs: &[usize], part: usize) -> Arc<Site> {
         layer: LAYER,
         cols,
         targets,
-        capacity: LoraCapacity { slots: 4, rank: 6, outside: true },
+        capacity: LoraCapacity { slots: 4, rank: [6, 5, 3, 1][cols % 4], outside: true },
         part,
     })
 }
@@ -250,7 +252,7 @@ pub fn of_rank(site: &Site, rank: usize) -> Arc<Site> {
     Arc::new(Site { capacity: LoraCapacity { rank, ..site.capacity }, ..site.clone() })
 }
 
-/// Slot 0 has the highest rank everywhere; slot 1 rank 1 to 3, and nothing for the second target; slot 2 is empty;
+/// Slot 0 has the highest rank everywhere; slot 1 rank 1 to 3 at most, and nothing for the second target; slot 2 is empty;
 /// slot 3 is all NaN, and [`lora_rows`] mask it off.
 pub fn slots(site: &Site, random: &mut Random) -> Vec<Option<Arc<Factors>>> {
     let mut factors = |rank: &dyn Fn(usize) -> usize, nan: bool| {
@@ -263,8 +265,9 @@ pub fn slots(site: &Site, random: &mut Random) -> Vec<Option<Arc<Factors>>> {
         }
         Some(Arc::new(Factors { pairs }))
     };
-    let low = |index: usize| [3, 0, 1][index.min(2)];
-    vec![factors(&|_| site.capacity.rank, false), factors(&low, false), None, factors(&|_| 2, true)]
+    let most = site.capacity.rank;
+    let low = |index: usize| [3.min(most), 0, 1][index.min(2)];
+    vec![factors(&|_| most, false), factors(&low, false), None, factors(&|_| 2.min(most), true)]
 }
 
 /// Rows that differ in slot and mask: on, none, low rank, empty slot, NaN masked off, on elsewhere only.

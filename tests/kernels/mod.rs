@@ -7,6 +7,7 @@ mod case;
 mod compare;
 mod exact;
 mod fixture;
+mod kept;
 
 mod activate;
 mod add;
@@ -29,6 +30,7 @@ mod select;
 
 pub use case::{Act, Case, Make};
 pub use compare::{Checked, Failure};
+pub use kept::kept;
 pub use rounded::{Rounded, rounded};
 
 /// Makes [`kernels`] from the kernel list: a kernel without cases does not compile.
@@ -36,7 +38,7 @@ macro_rules! kernels {
     ($($name:ident),*) => {
         /// Every kernel's name and what makes its cases, in the order of the list.
         pub fn kernels() -> Vec<(&'static str, fn() -> Vec<Case>)> {
-            vec![$((stringify!($name), $name::cases)),*]
+            vec![$((stringify!($name), || kept::in_both_types($name::cases()))),*]
         }
     };
 }

@@ -16,6 +16,7 @@ use crate::fixture::{
 };
 
 /// A case of one op, and for each of its output tensors by how much each element may be off.
+#[derive(Clone)]
 pub struct Rounded {
     case: Case,
     bounds: Vec<Vec<f64>>,
@@ -28,7 +29,7 @@ const BLOCK: usize = 32;
 const HALF: f64 = 0.5 + 1e-4;
 
 /// f32 sums of some hundred terms, relative to the sum of their sizes: 2^-24 per step, taken generously.
-const SUMS: f64 = 1e-5;
+pub(crate) const SUMS: f64 = 1e-5;
 
 /// w · x, and by how much it may be off.
 fn product(w: &[f32], x: &[f32]) -> (f64, f64) {
@@ -76,7 +77,7 @@ fn of_t(
     bounds
 }
 
-fn project(weight: &Arc<Matrix>, norm: Option<Norm>, lora: Option<Arc<Site>>) -> OpKind {
+pub(crate) fn project(weight: &Arc<Matrix>, norm: Option<Norm>, lora: Option<Arc<Site>>) -> OpKind {
     let weight = Arc::clone(weight);
     OpKind::Project(Project { norm, weight, bias: None, lora, activation: None, residual: false })
 }
@@ -169,6 +170,10 @@ pub fn rounded() -> Vec<Rounded> {
 }
 
 impl Rounded {
+    pub(crate) fn new(case: Case, bounds: Vec<Vec<f64>>) -> Self {
+        Self { case, bounds }
+    }
+
     /// The case, for what must hold bit for bit.
     pub fn case(&self) -> &Case {
         &self.case

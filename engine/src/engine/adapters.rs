@@ -164,11 +164,11 @@ pub(super) fn needs(
     Ok(Needs { context, lora: LoraCapacity { slots, rank, outside } })
 }
 
-/// Bytes of one slot: A and B of all sites, f32.
+/// Bytes of one slot: A and B of all sites.
 fn slot_bytes(model: &Model, options: &EngineOptions, one: LoraCapacity) -> u64 {
     let (_, adapted) = compile(model, options, one);
     let mut sites: Vec<_> = adapted.ops.iter().flat_map(Op::sites).collect();
     sites.sort_by_key(|site| Arc::as_ptr(site));
     sites.dedup_by_key(|site| Arc::as_ptr(site));
-    sites.iter().map(|site| 4 * (site.a_len() + site.b_len()) as u64).sum()
+    sites.iter().flat_map(|site| site.factor_bytes(adapted.factors)).map(|bytes| bytes as u64).sum()
 }

@@ -31,7 +31,7 @@ impl Coster<'_> {
                 let x = self.active_ranks(site) * (site.targets.len() * site.cols) as u64;
                 x * F32 + self.down_accesses(site)
             }
-            OpKind::LoraEmbed { site } => self.active_ranks(site) * 2 * F32,
+            OpKind::LoraEmbed { site } => self.active_ranks(site) * (self.factor_bytes() + F32),
             OpKind::LoraUp { site } => n * out * 2 * F32 + self.lora_accesses(Some(site)),
             OpKind::Rope { heads, .. } => n * (2 * out + *heads as u64 * self.pairs() * 2) * F32,
             OpKind::KvWrite { .. } => n * 2 * (kv.width() as u64 * F32 + kv.position_bytes() as u64),
@@ -82,14 +82,15 @@ impl Coster<'_> {
 
     /// An element of A for each multiply-add of A x, and t.
     fn down_accesses(&self, site: &Site) -> u64 {
-        self.active_ranks(site) * (site.targets.len() * (site.cols + site.partials())) as u64 * F32
+        let row = site.cols as u64 * self.factor_bytes() + site.partials() as u64 * F32;
+        self.active_ranks(site) * site.targets.len() as u64 * row
     }
 
     /// An element of B and one of t (of each of its partial sums) for each multiply-add of B t.
     fn lora_accesses(&self, site: Option<&Site>) -> u64 {
         site.map_or(0, |site| {
             let outputs: u64 = site.targets.iter().map(|target| target.rows as u64).sum();
-            self.active_ranks(site) * outputs * (1 + site.partials() as u64) * F32
+            self.active_ranks(site) * outputs * (self.factor_bytes() + site.partials() as u64 * F32)
         })
     }
 

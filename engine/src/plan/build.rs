@@ -5,13 +5,14 @@ use std::sync::Arc;
 use wattle_shaders::OUTSIDE_LAYERS;
 
 use super::{
-    Attend, Extent, KvShape, KvType, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable, Site,
-    SiteTarget, Tensor, TensorId,
+    Attend, Extent, FactorType, KvShape, KvType, LoraCapacity, Norm, Op, OpKind, Plan, Project, RopeTable,
+    Site, SiteTarget, Tensor, TensorId,
 };
 use crate::adapter::Target;
 use crate::model::{LayerWeights, Linear, NormKind, NormWeights, Positions, Spec, Weights};
 
-/// The plain plan of a model, one mathematical step per op; with LoRA on every projection if `lora` has slots.
+/// The plain plan of a model, one mathematical step per op; with LoRA on every projection if `lora` has slots. Keys,
+/// values and factors are f32.
 pub fn build(spec: &Spec, weights: &Weights, lora: LoraCapacity) -> Plan {
     let &Spec { layers, heads, kv_heads, head_dim, .. } = spec;
     let kv = KvShape { layers, heads, kv_heads, head_dim, store: KvType::F32 };
@@ -19,7 +20,8 @@ pub fn build(spec: &Spec, weights: &Weights, lora: LoraCapacity) -> Plan {
         Positions::Rope(rope) => Some(RopeTable { rope: rope.clone() }),
         Positions::Learned { .. } => None,
     };
-    let plan = Plan { ops: Vec::new(), tensors: Vec::new(), kv, rope, vocab: spec.vocab };
+    let factors = FactorType::F32;
+    let plan = Plan { ops: Vec::new(), tensors: Vec::new(), kv, factors, rope, vocab: spec.vocab };
     let mut builder = Builder { spec, lora, plan };
     let mut x = builder.embed(weights);
     for (layer, layer_weights) in weights.layers.iter().enumerate() {

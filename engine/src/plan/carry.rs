@@ -49,7 +49,8 @@ pub(super) fn carry_lora_down(graph: &mut Graph, index: usize, binding: u64) -> 
     let site = Arc::new(Site { part: part.min(site.cols), ..(*site).clone() });
     // More partial sums than that cost more than the launch that they save.
     let few = site.partials() == 1 || site.t_len() <= 4 * site.cols;
-    if !few || bytes(site.a_pool_len()).max(bytes(site.t_len())) > binding {
+    let [a, _] = site.pool_bytes(graph.factors());
+    if !few || a.max(4 * site.t_len()) as u64 > binding {
         return None;
     }
     let reader = graph.sole_consumer(t)?;
@@ -63,10 +64,6 @@ pub(super) fn carry_lora_down(graph: &mut Graph, index: usize, binding: u64) -> 
     let op = Op { carry: Some(Carry { site, t }), ..graph.op(carrier)?.clone() };
     graph.replace(&[index], carrier, op);
     Some(())
-}
-
-fn bytes(elements: usize) -> u64 {
-    elements as u64 * 4
 }
 
 /// The op that can carry A x for the reader of `t`, and over how many columns it sums at most.

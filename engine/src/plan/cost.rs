@@ -200,6 +200,11 @@ impl<'a> Coster<'a> {
         u64::from(rank).min(site.capacity.rank as u64)
     }
 
+    /// Bytes of an element of A or B.
+    pub fn factor_bytes(&self) -> u64 {
+        self.plan.factors.bytes() as u64
+    }
+
     /// t = A x for active rows.
     fn lora_down(&self, site: &Site) -> OpCost {
         let ranked = self.active(site).into_iter().filter(|&(slot, _)| self.rank(slot, site) > 0);
@@ -213,7 +218,7 @@ impl<'a> Coster<'a> {
         let mut cost = OpCost::default();
         for (slot, rows) in self.active(site) {
             let rank = self.rank(slot, site);
-            cost.lora_bytes += targets * rank * cols * F32;
+            cost.lora_bytes += targets * rank * cols * self.factor_bytes();
             cost.activation_write_bytes += rows * targets * rank * site.partials() as u64 * F32;
             cost.flops += 2 * rows * targets * rank * cols;
         }
@@ -228,7 +233,7 @@ impl<'a> Coster<'a> {
         let columns: BTreeSet<(u32, u32)> =
             active.clone().filter_map(|row| Some((row.slot?, row.token))).collect();
         for (slot, _) in columns {
-            cost.lora_bytes += self.rank(slot, site) * F32;
+            cost.lora_bytes += self.rank(slot, site) * self.factor_bytes();
         }
         for slot in active.filter_map(|row| row.slot) {
             cost.activation_write_bytes += self.rank(slot, site) * F32;
@@ -242,7 +247,7 @@ impl<'a> Coster<'a> {
         let mut cost = OpCost::default();
         for (slot, rows) in self.active(site) {
             let rank = self.rank(slot, site);
-            cost.lora_bytes += outputs * rank * F32;
+            cost.lora_bytes += outputs * rank * self.factor_bytes();
             let t = rows * site.targets.len() as u64 * rank;
             let partials = site.partials() as u64;
             cost.activation_read_bytes += t * partials * F32;

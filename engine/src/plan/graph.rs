@@ -1,6 +1,6 @@
 //! A plan while it is rewritten: who writes and reads what, and holes where ops were.
 
-use super::{Extent, KvShape, Op, OpKind, Plan, Tensor, TensorId};
+use super::{Extent, FactorType, KvShape, Op, OpKind, Plan, Tensor, TensorId};
 
 /// Ops become `None` when a fused op replaces them.
 pub(super) struct Graph {
@@ -59,6 +59,10 @@ impl Graph {
 
     pub fn kv(&self) -> KvShape {
         self.plan.kv
+    }
+
+    pub fn factors(&self) -> FactorType {
+        self.plan.factors
     }
 
     pub fn extent(&self, id: TensorId) -> Extent {

@@ -66,10 +66,10 @@ impl Plan {
         plan
     }
 
-    /// Bytes of the biggest B pool and its rank table: they must fit one binding for a LoRA epilogue.
+    /// Bytes of the biggest B pool and its table: they must fit one binding for a LoRA epilogue.
     pub fn max_b_pool_bytes(&self) -> u64 {
         let sites = self.ops.iter().flat_map(Op::sites);
-        sites.map(|site| (site.ranks_len() + site.b_len()) as u64 * 4).max().unwrap_or(0)
+        sites.map(|site| site.pool_bytes(self.factors)[1] as u64).max().unwrap_or(0)
     }
 }
 

@@ -11,17 +11,17 @@ mod gate;
 mod graph;
 mod lora;
 mod op;
+mod site;
 mod table;
 
 pub use build::build;
 pub use carry::GATE_UP_PART;
 pub use fuse::{FuseOptions, fuse};
-pub use op::{
-    Attend, Carry, Extent, GateUp, LoraCapacity, Norm, Op, OpKind, Project, RopeKv, Site, SiteTarget, Tensor,
-    TensorId,
-};
+pub use op::{Attend, Carry, Extent, GateUp, Norm, Op, OpKind, Project, RopeKv, Tensor, TensorId};
+pub use site::{LoraCapacity, Site, SiteTarget};
 pub use table::RopeTable;
 pub use wattle_kernels_cpu::cache::KvType;
+pub use wattle_shaders::FactorType;
 
 /// The shape of the KV cache, the same in all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct Plan {
     pub tensors: Vec<Tensor>,
     /// The KV cache that the ops expect.
     pub kv: KvShape,
+    /// How LoRA factors are kept.
+    pub factors: FactorType,
     /// Angles for ops that rotate; `None` where positions are learned.
     pub rope: Option<RopeTable>,
     /// Rows of the embedding, width of the logits.
@@ -74,6 +76,12 @@ impl Plan {
     /// The same plan, keys and values being stored as `store`.
     pub fn with_kv(mut self, store: KvType) -> Self {
         self.kv.store = store;
+        self
+    }
+
+    /// The same plan, LoRA factors being kept as `factors`.
+    pub fn with_factors(mut self, factors: FactorType) -> Self {
+        self.factors = factors;
         self
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wattle_kernels_cpu::ColumnOrder;
 
-use crate::adapter::Target;
+use super::Site;
 use crate::gate::LayerGate;
 use crate::model::{Activation, Matrix, NormKind, NormWeights, Vector};
 
@@ -87,93 +87,6 @@ pub struct Carry {
     pub site: Arc<Site>,
     /// The tensor: \[rows, partials, targets × R\].
     pub t: TensorId,
-}
-
-/// A LoRA site: projections of one input that carry LoRA together.
-///
-/// Factors lie in pools of fixed strides, so that adapters load without moving anything. With S slots and R ranks
-/// ([`LoraCapacity`]), target i and slot s:
-/// A pool f32 \[targets, S, R, cols\]; B pool f32, target after target, each \[S, rows of the target, R\];
-/// rank table u32 \[targets, S\], 0 where the slot has no factors. `t` = A x is \[row, partials, targets × R\]: sums over
-/// `part` columns each, which whoever reads t adds up in a fixed order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Site {
-    /// The layer whose mask bit counts, or [`wattle_shaders::OUTSIDE_LAYERS`].
-    pub layer: u32,
-    /// Width of the input x.
-    pub cols: usize,
-    /// The projections, in the order of their outputs.
-    pub targets: Vec<SiteTarget>,
-    /// Pool strides.
-    pub capacity: LoraCapacity,
-    /// Columns of a partial sum of t; `cols` where t is whole.
-    pub part: usize,
-}
-
-/// One projection of a [`Site`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SiteTarget {
-    /// Which.
-    pub target: Target,
-    /// Its outputs.
-    pub rows: usize,
-    /// Where its outputs begin in a row of the op's output.
-    pub start: usize,
-}
-
-/// How many adapters a plan has room for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoraCapacity {
-    /// Adapter slots, S.
-    pub slots: usize,
-    /// The highest rank, R.
-    pub rank: usize,
-    /// Whether what lies outside the layers (embedding, head, `project_in`, `project_out`) has sites too: few adapters
-    /// need them, and their pools are big.
-    pub outside: bool,
-}
-
-impl Site {
-    /// Elements of the rank table as it lies before each pool on a device: padded to whole vec4s.
-    pub fn ranks_len(&self) -> usize {
-        (self.targets.len() * self.capacity.slots).next_multiple_of(4)
-    }
-
-    /// Elements of the A pool.
-    pub fn a_len(&self) -> usize {
-        self.targets.len() * self.capacity.slots * self.capacity.rank * self.cols
-    }
-
-    /// Elements of the A pool as it lies on a device: behind its rank table, rows padded to whole vec4s.
-    pub fn a_pool_len(&self) -> usize {
-        self.ranks_len() + self.a_len() / self.cols.max(1) * self.cols.next_multiple_of(4)
-    }
-
-    /// Elements of the B pool.
-    pub fn b_len(&self) -> usize {
-        self.b_offset(self.targets.len())
-    }
-
-    /// Where target `index` begins in the B pool.
-    pub fn b_offset(&self, index: usize) -> usize {
-        let rows: usize = self.targets[..index].iter().map(|t| t.rows).sum();
-        rows * self.capacity.slots * self.capacity.rank
-    }
-
-    /// Elements of t = A x, or of one of its partial sums.
-    pub fn t_width(&self) -> usize {
-        self.targets.len() * self.capacity.rank
-    }
-
-    /// Partial sums of t.
-    pub fn partials(&self) -> usize {
-        self.cols.div_ceil(self.part.max(1))
-    }
-
-    /// Width of the tensor t: all partial sums.
-    pub fn t_len(&self) -> usize {
-        self.partials() * self.t_width()
-    }
 }
 
 /// What an op computes. x, y, … are its inputs in order; a row is a row of the step unless its extent says otherwise.

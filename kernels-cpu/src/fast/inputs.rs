@@ -1,11 +1,13 @@
 //! Inputs as the kernels of quantized matrices read them.
 
+use wattle_shaders::FactorType;
+
 use super::math::ROUND;
 use super::simd::{Inputs, Simd, Work, run};
 use super::threads::lines;
 use crate::panels::BLOCK;
 
-/// What activations are rounded to before they meet a quantized matrix.
+/// What activations are rounded to before they meet a quantized matrix, and how LoRA factors are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// Nothing: f32.
@@ -14,6 +16,16 @@ pub enum Precision {
     /// 8 bits, where the matrix's codes are integers: per line and block of 32, x ≈ d · c with d = max|x| / 127 and c
     /// the nearest integer (of two, the even one).
     Fast,
+}
+
+impl Precision {
+    /// How LoRA factors are kept.
+    pub fn factors(self) -> FactorType {
+        match self {
+            Self::Exact => FactorType::F32,
+            Self::Fast => FactorType::F16,
+        }
+    }
 }
 
 /// Lines of inputs, each filled up with zeros to whole blocks.

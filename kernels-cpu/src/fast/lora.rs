@@ -1,13 +1,12 @@
 //! LoRA factors, and t = A x.
 
 use half::f16;
-use wattle_shaders::Row;
+use wattle_shaders::{FactorType, Row};
 
-use super::inputs::Precision;
 use super::simd::{Element, LANES, Simd, Work, run};
 use super::threads::{Columns, columns, each, parts};
 use super::tile::products;
-use crate::{Lora, Pair, State};
+use crate::{Lora, State, halves};
 
 /// A factor as the fast kernels read it: A row-major \[rank, cols\], B in panels of 16 outputs
 /// \[panels, rank, 16\], the last one filled up with zeros.
@@ -15,15 +14,15 @@ use crate::{Lora, Pair, State};
 pub enum Factor<'a> {
     /// IEEE binary32.
     F32(&'a [f32]),
-    /// IEEE binary16.
-    F16(&'a [f16]),
+    /// IEEE binary16, and the power of two that all are multiplied by.
+    F16(&'a [f16], f32),
 }
 
 impl Factor<'_> {
     fn get(&self, index: usize) -> f32 {
         match self {
             Self::F32(values) => values[index],
-            Self::F16(values) => values[index].to_f32(),
+            Self::F16(values, scale) => values[index].to_f32() * scale,
         }
     }
 }
@@ -33,18 +32,18 @@ impl Factor<'_> {
 pub enum Factors {
     /// IEEE binary32.
     F32(Vec<f32>),
-    /// IEEE binary16.
-    F16(Vec<f16>),
+    /// IEEE binary16, and the power of two that all are multiplied by.
+    F16(Vec<f16>, f32),
 }
 
 impl Factors {
-    /// A \[rank, cols\]: in fast precision as f16, unless that cannot hold it.
-    pub fn down(a: &[f32], precision: Precision) -> Self {
-        Self::new(a.to_vec(), precision)
+    /// A \[rank, cols\].
+    pub fn down(a: &[f32], kept: FactorType) -> Self {
+        Self::new(a.to_vec(), kept)
     }
 
-    /// B \[rows, rank\]: in fast precision as f16, unless that cannot hold it.
-    pub fn up(b: &[f32], rank: usize, precision: Precision) -> Self {
+    /// B \[rows, rank\].
+    pub fn up(b: &[f32], rank: usize, kept: FactorType) -> Self {
         let rows = b.len() / rank.max(1);
         let mut panels = vec![0.0; rows.next_multiple_of(LANES) * rank];
         for (row, b) in b.chunks(rank.max(1)).enumerate() {
@@ -52,14 +51,16 @@ impl Factors {
                 panels[(row / LANES * rank + r) * LANES + row % LANES] = b;
             }
         }
-        Self::new(panels, precision)
+        Self::new(panels, kept)
     }
 
-    fn new(values: Vec<f32>, precision: Precision) -> Self {
-        let fits = |values: &[f32]| values.iter().all(|value| value.abs() <= f16::MAX.to_f32());
-        match precision {
-            Precision::Fast if fits(&values) => Self::F16(values.into_iter().map(f16::from_f32).collect()),
-            _ => Self::F32(values),
+    fn new(values: Vec<f32>, kept: FactorType) -> Self {
+        match kept {
+            FactorType::F32 => Self::F32(values),
+            FactorType::F16 => {
+                let (values, scale) = halves(&values);
+                Self::F16(values, scale)
+            }
         }
     }
 
@@ -67,7 +68,7 @@ impl Factors {
     pub fn view(&self) -> Factor<'_> {
         match self {
             Self::F32(values) => Factor::F32(values),
-            Self::F16(values) => Factor::F16(values),
+            Self::F16(values, scale) => Factor::F16(values, *scale),
         }
     }
 
@@ -75,7 +76,7 @@ impl Factors {
     pub fn bytes(&self) -> usize {
         match self {
             Self::F32(values) => size_of_val(&values[..]),
-            Self::F16(values) => size_of_val(&values[..]),
+            Self::F16(values, _) => size_of_val(&values[..]),
         }
     }
 }
@@ -116,8 +117,8 @@ impl Work for Down<'_> {
             for (slot, pair) in lora.targets[index].slots.iter().enumerate() {
                 let Some(pair) = pair else { continue };
                 match pair.a {
-                    Factor::F32(a) => self.slot(simd, index, slot, pair, a),
-                    Factor::F16(a) => self.slot(simd, index, slot, pair, a),
+                    Factor::F32(a) => self.slot(simd, [index, slot], pair.rank, a, 1.0),
+                    Factor::F16(a, scale) => self.slot(simd, [index, slot], pair.rank, a, scale),
                 }
             }
         }
@@ -125,20 +126,20 @@ impl Work for Down<'_> {
 }
 
 impl Down<'_> {
-    /// The rows of a slot together, so that its A is read once.
+    /// The rows of a slot together, so that its A of a target, which is scale · `a`, is read once.
     #[inline(always)]
     fn slot<S: Simd, E: Element>(
         &mut self,
         simd: S,
-        index: usize,
-        slot: usize,
-        pair: &Pair<Factor>,
+        [index, slot]: [usize; 2],
+        rank: usize,
         a: &[E],
+        scale: f32,
     ) {
         let Self { rows, lora, x, t: Columns { start, rows: t } } = self;
         let width = t.first().map_or(0, |t| t.len());
         let first = index * lora.rank;
-        let (from, to) = (first.max(*start), (first + pair.rank).min(*start + width));
+        let (from, to) = (first.max(*start), (first + rank).min(*start + width));
         if from >= to {
             return;
         }
@@ -148,7 +149,7 @@ impl Down<'_> {
         let a = &a[(from - first) * lora.cols..];
         for (lines, own) in lines.chunks(LINES).zip(own.chunks(LINES)) {
             products(simd, a, lora.cols, to - from, lora.cols, lines, &mut |line, r, sum| {
-                t[own[line]][from - *start + r] = sum;
+                t[own[line]][from - *start + r] = sum * scale;
             });
         }
     }

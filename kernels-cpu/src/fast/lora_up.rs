@@ -50,7 +50,7 @@ impl Meanwhile {
             let panels = first * pair.rank..last * pair.rank;
             ranges.push(match pair.b {
                 Factor::F32(b) => bytes(&b[panels]),
-                Factor::F16(b) => bytes(&b[panels]),
+                Factor::F16(b, _) => bytes(&b[panels]),
             });
         }
         let all = Self { ranges, lines: 0 };
@@ -114,10 +114,10 @@ pub(super) fn add_up<S: Simd>(
                 ts[n] = &t[lora.t_at(line + n, 0, index)..][..pair.rank];
             }
             let (ts, y) = (&ts[..count], &mut y[line..][..count]);
-            let width = outputs.len();
+            let (rank, width) = (pair.rank, outputs.len());
             match pair.b {
-                Factor::F32(b) => Up { b, rank: pair.rank, first, at, width }.add(simd, ts, y),
-                Factor::F16(b) => Up { b, rank: pair.rank, first, at, width }.add(simd, ts, y),
+                Factor::F32(b) => Up { b, scale: 1.0, rank, first, at, width }.add(simd, ts, y),
+                Factor::F16(b, scale) => Up { b, scale, rank, first, at, width }.add(simd, ts, y),
             }
             line += count;
         }
@@ -136,6 +136,8 @@ fn alike(lora: &Lora<Factor>, rows: &[Row]) -> usize {
 /// Rows of B, and the outputs that they are for.
 struct Up<'a, E> {
     b: &'a [E],
+    /// What they are multiplied by.
+    scale: f32,
     rank: usize,
     /// The first of B's rows.
     first: usize,
@@ -168,18 +170,18 @@ impl<E: Element> Up<'_, E> {
         while done < self.width {
             let (panel, lane) = ((self.first + done) / LANES, (self.first + done) % LANES);
             let b = self.b[panel * self.rank * LANES..].as_chunks().0;
-            let (at, rest) = (self.at + done, self.width - done);
+            let (at, rest, scale) = (self.at + done, self.width - done, self.scale);
             done += match rest / LANES {
-                4.. if lane == 0 && N == 1 => panels::<S, E, 4, N>(simd, b, t, y, at),
-                2.. if lane == 0 => panels::<S, E, 2, N>(simd, b, t, y, at),
-                1.. if lane == 0 => panels::<S, E, 1, N>(simd, b, t, y, at),
+                4.. if lane == 0 && N == 1 => panels::<S, E, 4, N>(simd, b, scale, t, y, at),
+                2.. if lane == 0 => panels::<S, E, 2, N>(simd, b, scale, t, y, at),
+                1.. if lane == 0 => panels::<S, E, 1, N>(simd, b, scale, t, y, at),
                 _ => {
                     let count = (LANES - lane).min(rest);
                     for n in 0..N {
                         let y = &mut y[n][at..][..count];
                         let mut lanes = [0.0; LANES];
                         lanes[lane..][..count].copy_from_slice(y);
-                        panels::<S, E, 1, 1>(simd, b, &t[n..], &mut [&mut lanes], 0);
+                        panels::<S, E, 1, 1>(simd, b, scale, &t[n..], &mut [&mut lanes], 0);
                         y.copy_from_slice(&lanes[lane..][..count]);
                     }
                     count
@@ -190,11 +192,12 @@ impl<E: Element> Up<'_, E> {
     }
 }
 
-/// y += B t for P panels and N lines, from element `at` of the lines on; returns how many outputs that is.
+/// y += scale · B t for P panels and N lines, from element `at` of the lines on; returns how many outputs that is.
 #[inline(always)]
 fn panels<S: Simd, E: Element, const P: usize, const N: usize>(
     simd: S,
     b: &[[E; LANES]],
+    scale: f32,
     t: &[&[f32]],
     y: &mut [&mut [f32]],
     at: usize,
@@ -214,7 +217,7 @@ fn panels<S: Simd, E: Element, const P: usize, const N: usize>(
             elements[p] = E::load(simd, &b[p * rank + r]);
         }
         for n in 0..N {
-            let t = simd.splat(t[n][r]);
+            let t = simd.splat(t[n][r] * scale);
             for p in 0..P {
                 sums[n][p] = simd.fma(elements[p], t, sums[n][p]);
             }
@@ -257,9 +260,8 @@ impl Work for AddUp<'_> {
 
 #[cfg(test)]
 mod tests {
-    use wattle_shaders::LayerMask;
+    use wattle_shaders::{FactorType, LayerMask};
 
-    use super::super::inputs::Precision;
     use super::super::lora::Factors;
     use super::super::simd::{run, run_all};
     use super::*;
@@ -309,7 +311,7 @@ mod tests {
 
     #[test]
     fn all_rows_of_b_are_asked_for_in_equal_turns() {
-        let b = Factors::up(&numbers(80 * 16), 16, Precision::Fast);
+        let b = Factors::up(&numbers(80 * 16), 16, FactorType::F16);
         let pair = || Some(Pair { rank: 16, a: Factor::F32(&[]), b: b.view() });
         let target = |start| Target { start, rows: 80, slots: vec![pair()] };
         let lora = &Lora { layer: 1, cols: 1, rank: 16, part: 1, targets: vec![target(0), target(80)] };
@@ -337,9 +339,8 @@ mod tests {
         // Of the targets' outputs, and of the slots' ranks; slot 0 is kept as f32, slot 1 as f16.
         let (places, ranks) = ([[3, 40], [43, 75]], [5, 3]);
         let b = |slot: usize, rows: usize| numbers(rows * ranks[slot]);
-        let precisions = [Precision::Exact, Precision::Fast];
         let factors =
-            places.map(|[_, rows]| [0, 1].map(|s| Factors::up(&b(s, rows), ranks[s], precisions[s])));
+            places.map(|[_, rows]| [0, 1].map(|s| Factors::up(&b(s, rows), ranks[s], FactorType::ALL[s])));
         let pair = |target: usize, s: usize| {
             Some(Pair { rank: ranks[s], a: Factor::F32(&[]), b: factors[target][s].view() })
         };

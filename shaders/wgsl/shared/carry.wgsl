@@ -1,11 +1,11 @@
 // t = A v of the projection behind a launch, by the launch that makes v: each workgroup writes the sums over its own
 // elements of v. Pools as in lora.wgsl.
 
+import package::shared::a_pool::{a_element, a_entry};
 import package::shared::lane::Lane;
 import package::shared::lora::Site;
 import package::shared::step::{lora_on, row_index, step_row};
 
-@group(1) @binding(9) var<storage, read> a_pool: array<f32>;      // [parts, S] ranks, then [parts, S, R, cols padded to 4]
 @group(1) @binding(10) var<storage, read_write> t_out: array<f32>; // [n, partials, parts * R; a row padded to 4]
 @group(1) @binding(11) var<uniform> next: Site;                   // 0 parts: nothing is carried
 
@@ -51,12 +51,12 @@ fn carry(v: Carried, lane: Lane, lanes: u32) {
         let on = inside && lora_on(row, next.layer);
         let entry = output / next.rank * next.slots + select(0u, row.slot, on);
         let r = output % next.rank;
-        let used = on && r < u32(a_pool[entry]);
+        let used = on && r < a_entry(entry).rank;
         var sum = 0.0;
         if used {
-            let a = next.head + (entry * next.rank + r) * ((v.cols + 3u) / 4u * 4u) + v.first;
+            let a = (entry * next.rank + r) * ((v.cols + 3u) / 4u * 4u) + v.first;
             for (var i = share; i < v.count; i += SHARES) {
-                sum = fma(a_pool[a + i], values[c * v.stride + i], sum);
+                sum = fma(a_element(next.head, a + i), values[c * v.stride + i], sum);
             }
         }
         shares[lane.index] = sum;
@@ -65,7 +65,7 @@ fn carry(v: Carried, lane: Lane, lanes: u32) {
             for (var i = 1u; i < SHARES; i++) {
                 sum += shares[lane.index + i];
             }
-            t_out[(v.line + c) * t_out_stride() + v.partial * t_width + output] = sum;
+            t_out[(v.line + c) * t_out_stride() + v.partial * t_width + output] = sum * a_entry(entry).scale;
         }
         workgroupBarrier();
     }

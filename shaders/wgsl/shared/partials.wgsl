@@ -3,7 +3,7 @@
 
 import package::shared::dots::{COLS, WIDE};
 import package::shared::lane::Lane;
-import package::shared::lora::{b_pool, site, t, t_stride};
+import package::shared::lora::{b_element, b_entry, b_row, site, t, t_stride};
 import package::shared::step::{lora_on, row_index, step_row};
 
 const STRIPES = 8u;
@@ -34,21 +34,21 @@ fn add_partials(y: f32, output: u32, line: u32, first: u32, n: u32, extent: u32,
                 let other = first + at / (STRIPES * RANKS);
                 let row = step_row(row_index(min(other, n - 1u), extent));
                 let r = begin + at % RANKS;
-                if other < n && lora_on(row, site.layer) && r < u32(b_pool[i * site.slots + row.slot]) {
+                if other < n && lora_on(row, site.layer) && r < b_entry(i, row.slot).rank {
                     stripes[at] = stripe(other, i, r, at / RANKS % STRIPES);
                 }
             }
             workgroupBarrier();
             if mine {
-                let rank = u32(b_pool[i * site.slots + own.slot]);
-                let b = site.head + part.offset + (own.slot * part.rows + o) * site.rank;
-                for (var r = begin; r < min(begin + RANKS, rank); r++) {
+                let entry = b_entry(i, own.slot);
+                let b = b_row(part, own.slot, o);
+                for (var r = begin; r < min(begin + RANKS, entry.rank); r++) {
                     let at = (line - first) * STRIPES * RANKS + r - begin;
                     var whole = stripes[at];
                     for (var s = 1u; s < STRIPES; s++) {
                         whole += stripes[at + s * RANKS];
                     }
-                    sum = fma(b_pool[b + r], whole, sum);
+                    sum = fma(b_element(b, r), whole * entry.scale, sum);
                 }
             }
             workgroupBarrier();

@@ -3,7 +3,7 @@
 
 import package::shared::dots::fold;
 import package::shared::lane::Lane;
-import package::shared::lora::{b_pool, site, t, t_stride};
+import package::shared::lora::{b_element, b_entry, b_row, site, t, t_stride};
 import package::shared::step::{NO_INDEX, lora_on, step_row};
 import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, ROWS, STEP, Span, Sums, TILE_LANES, output_of, put_weights, quad_of, row_of, weights_of, x_tile};
 
@@ -44,6 +44,7 @@ fn t_of(line: u32, i: u32, r: u32) -> f32 {
 // B and t of `ranks` ranks from `begin` on, to where weights and inputs were; zeros fill the last vec4 up.
 fn put_factors(i: u32, slot: u32, begin: u32, ranks: u32, span: Span, line: u32, lane: Lane) {
     let part = site.part[i];
+    let scale = b_entry(i, slot).scale;
     let quads = OUTPUTS / 4u;
     for (var at = lane.index; at < quads * ((ranks + 3u) / 4u); at += TILE_LANES) {
         var b = mat4x4f(); // naga does not clear variables in loops
@@ -52,7 +53,7 @@ fn put_factors(i: u32, slot: u32, begin: u32, ranks: u32, span: Span, line: u32,
             for (var r = 0u; r < 4u; r++) {
                 let rank = at / quads * 4u + r;
                 if o < part.rows && rank < ranks {
-                    b[r][e] = b_pool[site.head + part.offset + (slot * part.rows + o) * site.rank + begin + rank];
+                    b[r][e] = b_element(b_row(part, slot, o), begin + rank);
                 }
             }
         }
@@ -64,7 +65,7 @@ fn put_factors(i: u32, slot: u32, begin: u32, ranks: u32, span: Span, line: u32,
         let r = at % width;
         var value = 0.0;
         if slot_of[row] == slot && r < ranks {
-            value = t_of(line + row, i, begin + r);
+            value = t_of(line + row, i, begin + r) * scale;
         }
         x_tile[row * PITCH + r / 4u][r % 4u] = value;
     }
@@ -79,7 +80,7 @@ fn add_lora(acc: ptr<function, Sums>, span: Span, place: Place, lane: Lane) {
     let outputs = vec4u(output_of(span, quad_of(lane))) + vec4u(0u, 1u, 2u, 3u);
     for (var slot = slot_from(0u, lane); slot != NO_INDEX; slot = slot_from(slot + 1u, lane)) {
         for (var i = 0u; i < site.parts; i++) {
-            let rank = u32(b_pool[i * site.slots + slot]);
+            let rank = b_entry(i, slot).rank;
             let inside = outputs - vec4u(site.part[i].start) < vec4u(site.part[i].rows);
             for (var begin = 0u; begin < rank; begin += 4u * STEP) {
                 let ranks = min(rank - begin, 4u * STEP);

@@ -8,7 +8,7 @@ use wattle_shaders::Sampled;
 
 use super::layout::Activations;
 use super::slot::Slot;
-use super::{CpuBackend, CpuOptions, KvCache, Prepared};
+use super::{CpuBackend, KvCache, Mode, Prepared};
 use crate::adapter::Factors;
 use crate::backend::{
     Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check, validate,
@@ -63,6 +63,9 @@ impl Backend for CpuBackend {
         if self.kv.is_none() {
             self.kv = Some(KvCache::new(plan.kv, capacity, guards)?);
         }
+        if self.options.mode == Mode::Fast {
+            self.slots.values_mut().try_for_each(|slot| slot.pack(plan.factors))?;
+        }
         let timing =
             |op: &Op| Timing { op: op.name.clone(), kernel: op.kind.kernel(), seconds: 0.0, launches: 0 };
         let prepared = Prepared {
@@ -80,11 +83,13 @@ impl Backend for CpuBackend {
         match factors {
             None => self.slots.remove(&slot),
             Some(factors) => {
+                let mut new = Slot::new(factors, self.slots.values());
                 for prepared in &self.plans {
-                    validate::factors(&prepared.plan, slot, &factors)?;
+                    validate::factors(&prepared.plan, slot, &new.factors)?;
+                    if self.options.mode == Mode::Fast {
+                        new.pack(prepared.plan.factors)?;
+                    }
                 }
-                let CpuOptions { mode, precision, .. } = self.options;
-                let new = Slot::new(factors, self.slots.values(), mode, precision)?;
                 self.slots.insert(slot, new)
             }
         };

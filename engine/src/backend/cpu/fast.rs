@@ -23,7 +23,7 @@ fn norm(weights: &NormWeights, width: usize, kind: NormKind, eps: f32) -> Norm<&
 
 fn lora<'a>(site: &Site, io: &Io<'a>) -> Lora<Factor<'a>> {
     let pairs = io.pairs(site, |slot, place| {
-        let packed = slot.packed.get(place)?;
+        let packed = slot.packed(place, io.factors)?;
         let [a, b] = packed.view();
         Some(Pair { rank: packed.rank, a, b })
     });

@@ -49,7 +49,7 @@ pub enum Mode {
 pub struct CpuOptions {
     /// Which kernels run.
     pub mode: Mode,
-    /// Of the fast kernels; the plain twins are always exact.
+    /// Of the fast kernels' activations; the plain twins are always exact.
     pub precision: Precision,
     /// Threads of an own pool; `None` uses rayon's global one. The plain twins use one thread.
     pub threads: Option<usize>,
@@ -240,6 +240,7 @@ impl CpuBackend {
             cache,
             states,
             slots: &self.slots,
+            factors: plan.factors,
             angles: prepared.angles.as_ref().map(|(table, values)| (table.pairs(), &values[..])),
             shape,
             layout,

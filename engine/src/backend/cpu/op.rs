@@ -12,7 +12,7 @@ use wattle_shaders::{Row, Sample};
 use super::slot::Slot;
 use crate::adapter::Place;
 use crate::model::Activation;
-use crate::plan::{Attend, KvShape, OpKind, Site};
+use crate::plan::{Attend, FactorType, KvShape, OpKind, Site};
 
 /// The operands of one op in one step.
 pub(super) struct Io<'a> {
@@ -32,6 +32,8 @@ pub(super) struct Io<'a> {
     pub positions: usize,
     pub states: &'a mut [State],
     pub slots: &'a BTreeMap<usize, Slot>,
+    /// How the plan keeps what is in them.
+    pub factors: FactorType,
     /// Pairs, and \[sets, context, pairs, 2\].
     pub angles: Option<(usize, &'a [f32])>,
     pub shape: KvShape,

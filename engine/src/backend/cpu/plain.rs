@@ -116,10 +116,12 @@ impl<'a> Views<'a> {
         [self.vector(&weights.weight), self.vector(&weights.bias)]
     }
 
+    /// Counted as the plan keeps them; their values are exact all the same.
     fn factors(self, io: &Io<'a>, site: &Site) -> Vec<Vec<Option<Pair<Floats<'a>>>>> {
         io.pairs(site, |slot, place| {
             let pair = slot.factors.pairs.get(place)?;
-            let (a, b) = (self.floats(&pair.a, Class::Lora), self.floats(&pair.b, Class::Lora));
+            let view = |values| View::new(values, Class::Lora, Size::bytes(io.factors.bytes()), self.0);
+            let (a, b) = (view(&pair.a[..]), view(&pair.b[..]));
             Some(Pair { rank: pair.rank, a, b })
         })
     }

@@ -1,22 +1,26 @@
 //! The adapters that rows name.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use half::f16;
-use wattle_kernels_cpu::fast::{self, Factor, Precision};
+use wattle_kernels_cpu::fast::{self, Factor};
 
-use super::Mode;
 use crate::adapter::{Factors, Pair, Place};
 use crate::error::{Error, Result};
 use crate::model::{AlignedBytes, Bytes};
+use crate::plan::FactorType;
 
 /// An adapter.
 pub(super) struct Slot {
     pub factors: Arc<Factors>,
-    /// As the fast kernels read them; none for the plain twins. Slots of one adapter share them.
-    pub packed: Arc<BTreeMap<Place, Packed>>,
+    /// As the fast kernels read them, kept as the plans want; none for the plain twins.
+    packed: BTreeMap<FactorType, Pack>,
 }
+
+/// An adapter's factors by place. Slots of one adapter share them.
+type Pack = Arc<BTreeMap<Place, Packed>>;
 
 /// The factors of a place.
 pub(super) struct Packed {
@@ -35,38 +39,42 @@ impl Packed {
 /// A factor's part of the memory of all.
 struct Values {
     bytes: Bytes,
-    half: bool,
+    /// What halves are multiplied by; `None`: they are f32.
+    scale: Option<f32>,
 }
 
 impl Values {
     fn view(&self) -> Factor<'_> {
         let bytes = self.bytes.as_ref();
-        if self.half {
-            Factor::F16(bytemuck::cast_slice::<u8, f16>(bytes))
-        } else {
-            Factor::F32(bytemuck::cast_slice(bytes))
+        match self.scale {
+            Some(scale) => Factor::F16(bytemuck::cast_slice::<u8, f16>(bytes), scale),
+            None => Factor::F32(bytemuck::cast_slice(bytes)),
         }
     }
 }
 
 impl Slot {
-    /// Packs the factors, unless one of the `others` has them already.
+    /// Not packed, unless one of the `others` has the same factors and is.
+    pub fn new<'a>(factors: Arc<Factors>, others: impl IntoIterator<Item = &'a Self>) -> Self {
+        let same = others.into_iter().find(|slot| Arc::ptr_eq(&slot.factors, &factors));
+        let packed = same.map(|slot| slot.packed.clone()).unwrap_or_default();
+        Self { factors, packed }
+    }
+
+    /// Packs the factors, unless they are kept so already.
     ///
     /// # Errors
     /// [`Error::Value`] when there is no memory for them: others run on without.
-    pub fn new<'a>(
-        factors: Arc<Factors>,
-        others: impl IntoIterator<Item = &'a Self>,
-        mode: Mode,
-        precision: Precision,
-    ) -> Result<Self> {
-        let same = others.into_iter().find(|slot| Arc::ptr_eq(&slot.factors, &factors));
-        let packed = match (same, mode) {
-            (Some(slot), _) => Arc::clone(&slot.packed),
-            (None, Mode::Fast) => Arc::new(pack(&factors, precision)?),
-            (None, Mode::Plain) => Arc::default(),
-        };
-        Ok(Self { factors, packed })
+    pub fn pack(&mut self, kept: FactorType) -> Result<()> {
+        if let Entry::Vacant(vacant) = self.packed.entry(kept) {
+            vacant.insert(Arc::new(pack(&self.factors, kept)?));
+        }
+        Ok(())
+    }
+
+    /// The factors of a place, packed so.
+    pub fn packed(&self, place: &Place, kept: FactorType) -> Option<&Packed> {
+        self.packed.get(&kept)?.get(place)
     }
 
     /// Bytes of the factors as the kernels read them.
@@ -74,8 +82,8 @@ impl Slot {
         if self.packed.is_empty() {
             return self.factors.pairs.values().map(|pair| 4 * (pair.a.len() + pair.b.len())).sum();
         }
-        let values = self.packed.values().flat_map(|packed| [&packed.a, &packed.b]);
-        values.map(|values| values.bytes.as_ref().len()).sum()
+        let places = self.packed.values().flat_map(|pack| pack.values());
+        places.flat_map(|packed| [&packed.a, &packed.b]).map(|values| values.bytes.as_ref().len()).sum()
     }
 }
 
@@ -84,10 +92,10 @@ const ALIGNED: usize = 64;
 
 /// All factors in one piece of memory, in the order of layers: a step reads each of them once, and would otherwise wait
 /// for the translation of an address every 4 KiB.
-fn pack(factors: &Factors, precision: Precision) -> Result<BTreeMap<Place, Packed>> {
+fn pack(factors: &Factors, kept: FactorType) -> Result<BTreeMap<Place, Packed>> {
     let pack = |(&place, pair): (&Place, &Pair)| {
-        let a = fast::Factors::down(&pair.a, precision);
-        (place, pair.rank, [a, fast::Factors::up(&pair.b, pair.rank, precision)])
+        let a = fast::Factors::down(&pair.a, kept);
+        (place, pair.rank, [a, fast::Factors::up(&pair.b, pair.rank, kept)])
     };
     let single: Vec<_> = factors.pairs.iter().map(pack).collect();
     let sizes =
@@ -96,21 +104,21 @@ fn pack(factors: &Factors, precision: Precision) -> Result<BTreeMap<Place, Packe
     let mut all = AlignedBytes::zeroed(sizes.sum()).ok_or_else(no_memory)?;
     let mut end = 0;
     let mut put = |factor: &fast::Factors| {
-        let (bytes, half) = match factor.view() {
-            Factor::F32(values) => (bytemuck::cast_slice(values), false),
-            Factor::F16(values) => (bytemuck::cast_slice(values), true),
+        let (bytes, scale) = match factor.view() {
+            Factor::F32(values) => (bytemuck::cast_slice(values), None),
+            Factor::F16(values, scale) => (bytemuck::cast_slice(values), Some(scale)),
         };
         let start = end;
         all.as_mut()[start..][..bytes.len()].copy_from_slice(bytes);
         end += bytes.len().next_multiple_of(ALIGNED);
-        (start, bytes.len(), half)
+        (start, bytes.len(), scale)
     };
     let mut placed = Vec::new();
     for (place, rank, pair) in &single {
         placed.push((*place, *rank, pair.each_ref().map(&mut put)));
     }
     let all = Bytes::new(all);
-    let values = |(start, len, half)| Some(Values { bytes: all.slice(start, len)?, half });
+    let values = |(start, len, scale)| Some(Values { bytes: all.slice(start, len)?, scale });
     let mut packed = BTreeMap::new();
     for (place, rank, [a, b]) in placed {
         let (a, b) = values(a).zip(values(b)).ok_or_else(no_memory)?;

@@ -11,18 +11,18 @@ use crate::adapter::{Factors, Pair};
 use crate::backend::{Backend, Capacity, Doors, Limits, PlanHandle, Step};
 use crate::error::Error;
 use crate::model::{Dtype, Model};
-use crate::plan::{self, FuseOptions, LoraCapacity, Op, Plan, TensorId};
+use crate::plan::{self, FactorType, FuseOptions, LoraCapacity, Op, Plan, TensorId};
 
 const CAPACITY: Capacity = Capacity { sequences: 3, context: 32, pages: 3, rows: 8, samples: 4 };
 
-/// The plain plan, the CPU's, and a GPU's.
+/// The plain plan, the CPU's, and a GPU's; the CPU's keeps factors as f16.
 fn plans() -> [Arc<Plan>; 3] {
     let model = Model::random("tiny", Dtype::Bf16, 7).expect("a known shape");
     let lora = LoraCapacity { slots: 2, rank: 4, outside: true };
     let plain = plan::build(&model.spec, &model.weights, lora);
     let fused = [FuseOptions::CPU, FuseOptions::gpu(1 << 20)].map(|options| plan::fuse(&plain, options));
-    let [cpu, gpu] = fused.map(Arc::new);
-    [Arc::new(plain), cpu, gpu]
+    let [cpu, gpu] = fused;
+    [plain, cpu.with_factors(FactorType::F16), gpu].map(Arc::new)
 }
 
 fn backend(mode: Mode, plan: &Arc<Plan>) -> (CpuBackend, PlanHandle) {

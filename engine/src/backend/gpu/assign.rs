@@ -68,7 +68,8 @@ mod tests {
         };
         let kv = KvShape { layers: 0, heads: 1, kv_heads: 1, head_dim: 1, store: Default::default() };
         let tensors = (0..ops + 2).map(tensor).collect();
-        Plan { ops: (0..ops).map(op).collect(), tensors, kv, rope: None, vocab: 1 }
+        let factors = Default::default();
+        Plan { ops: (0..ops).map(op).collect(), tensors, kv, factors, rope: None, vocab: 1 }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::split::Division;
 use super::tiles::{Products, Shape, Tile};
 use crate::error::Result;
 use crate::model::{Activation, Bits, Dtype, Format, PanelFormat};
-use crate::plan::Extent;
+use crate::plan::{Extent, FactorType};
 
 /// Where kernels that carry LoRA bind t, the B pool and the site.
 pub(super) const T: u32 = 6;
@@ -103,6 +103,8 @@ impl Grid {
 pub(super) struct Launch {
     pub kernel: &'static Kernel,
     pub weights: WeightType,
+    /// How the factors that it reads are kept, if it reads any.
+    pub factors: FactorType,
     /// The kernel's `override`s: their ids and values. With [`Grid::Blocks`] and [`Grid::Tiles`], they are the tile's.
     pub constants: Vec<Constant>,
     /// The bytes of binding 0.
@@ -132,6 +134,7 @@ impl Launch {
         Ok(Self {
             kernel: compiler.kernel()?,
             weights: WeightType::F32,
+            factors: compiler.plan.factors,
             constants: Vec::new(),
             params: bytemuck::bytes_of(&params).to_vec(),
             site: None,

@@ -208,12 +208,11 @@ impl Compiler<'_> {
         let Some(site) = site else {
             return Ok((params::Site::default(), (self.nothing.clone(), self.nothing.clone())));
         };
-        let pool = self.pools.of(self.gpu, site)?;
+        let pool = self.pools.of(self.gpu, site, self.plan.factors)?;
         let [chunk] = pool.b.as_slice() else {
-            let reason = format!(
-                "its B pool of {} bytes does not fit one binding: fuse without `lora_epilogue`",
-                site.b_len() * 4
-            );
+            let [_, bytes] = site.pool_bytes(self.plan.factors);
+            let reason =
+                format!("its B pool of {bytes} bytes does not fit one binding: fuse without `lora_epilogue`");
             return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
         };
         Ok((pool.params(chunk), (self.input(1).clone(), chunk.buffer.clone())))
@@ -224,9 +223,9 @@ impl Compiler<'_> {
         let Some(carry) = &self.op.carry else {
             return Ok((params::Site::default(), [read(A_POOL, self.nothing), write(T_OUT, self.nowhere)]));
         };
-        let pool = self.pools.of(self.gpu, &carry.site)?;
+        let pool = self.pools.of(self.gpu, &carry.site, self.plan.factors)?;
         let [chunk] = pool.a.as_slice() else {
-            let bytes = carry.site.a_pool_len() * 4;
+            let [bytes, _] = carry.site.pool_bytes(self.plan.factors);
             let reason =
                 format!("its A pool of {bytes} bytes does not fit one binding: fuse without `carry`");
             return Err(self.gpu.error(format!("{}: {reason}", self.op.name)));
@@ -238,9 +237,9 @@ impl Compiler<'_> {
     pub fn lora_down(&mut self, site: &Arc<Site>) -> Result<Vec<Launch>> {
         let params =
             params::LoraDown { k4: k4(site.cols), used: used(site.cols), extent: extent_code(self.extent()) };
-        let pool = self.pools.of(self.gpu, site)?;
+        let pool = self.pools.of(self.gpu, site, self.plan.factors)?;
         self.per_a(&pool, |this, a| {
-            let bindings = vec![read(1, a), read(2, this.input(0)), write(3, this.output()?)];
+            let bindings = vec![read(A_POOL, a), read(2, this.input(0)), write(3, this.output()?)];
             Launch::new(this, params, bindings, Grid::Groups(site.t_width() as u64))
         })
     }
@@ -250,9 +249,9 @@ impl Compiler<'_> {
             stride: stride(site.cols) as u32,
             state_stride: self.sequences.state_stride() as u32,
         };
-        let pool = self.pools.of(self.gpu, site)?;
+        let pool = self.pools.of(self.gpu, site, self.plan.factors)?;
         self.per_a(&pool, |this, a| {
-            let bindings = vec![read(1, a), write(2, &this.sequences.state), write(3, this.output()?)];
+            let bindings = vec![read(A_POOL, a), write(2, &this.sequences.state), write(3, this.output()?)];
             Launch::new(this, params, bindings, Grid::Elements(site.t_width() as u64))
         })
     }
@@ -271,7 +270,7 @@ impl Compiler<'_> {
     }
 
     pub fn lora_up(&mut self, site: &Arc<Site>) -> Result<Vec<Launch>> {
-        let pool = self.pools.of(self.gpu, site)?;
+        let pool = self.pools.of(self.gpu, site, self.plan.factors)?;
         let width = self.tensor_in(0).width;
         let launch = |(index, chunk): (usize, &super::lora::Chunk)| {
             let params = params::LoraUp {

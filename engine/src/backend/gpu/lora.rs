@@ -1,21 +1,24 @@
 //! LoRA pools on the device: fixed strides, so that adapters come and go without a new bind group.
 //!
-//! Every buffer of a pool begins with the site's rank table (f32, padded to 4): kernels need one binding for both.
+//! Every buffer of a pool begins with the site's table, so that kernels need one binding for both: per target and slot the
+//! rank, and the power of two that the elements of A (of B) are multiplied by.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use half::f16;
+use wattle_kernels_cpu::halves;
 use wattle_shaders::params;
 
 use super::device::Gpu;
 use crate::adapter::{Factors, Pair, Place};
 use crate::error::Result;
-use crate::plan::Site;
+use crate::plan::{FactorType, Site};
 
 /// The most projections of a site: the length of `Site.part` in `lora.wgsl`.
 const MAX_PARTS: usize = 4;
 
-/// A part of a pool in one buffer. The unit is a row of A, or an element of B.
+/// Consecutive rows of a pool in one buffer.
 pub(super) struct Chunk {
     pub buffer: wgpu::Buffer,
     first: usize,
@@ -25,6 +28,7 @@ pub(super) struct Chunk {
 /// The pools of a site.
 pub(super) struct Pool {
     site: Arc<Site>,
+    pub factors: FactorType,
     pub a: Vec<Chunk>,
     pub b: Vec<Chunk>,
 }
@@ -42,11 +46,12 @@ pub(super) struct Pools {
 
 impl Pools {
     /// The pools of a site, made and filled unless another plan has an equal one.
-    pub fn of(&mut self, gpu: &Gpu, site: &Arc<Site>) -> Result<Arc<Pool>> {
-        if let Some(known) = self.pools.iter().find(|pool| pool.site == *site) {
+    pub fn of(&mut self, gpu: &Gpu, site: &Arc<Site>, factors: FactorType) -> Result<Arc<Pool>> {
+        let same = |pool: &&Arc<Pool>| pool.site == *site && pool.factors == factors;
+        if let Some(known) = self.pools.iter().find(same) {
             return Ok(Arc::clone(known));
         }
-        let pool = Arc::new(Pool::new(gpu, Arc::clone(site))?);
+        let pool = Arc::new(Pool::new(gpu, Arc::clone(site), factors)?);
         self.slots.keys().for_each(|&slot| pool.fill(gpu, slot, &self.slots));
         self.bytes += pool.a.iter().chain(&pool.b).map(|chunk| chunk.buffer.size()).sum::<u64>();
         self.pools.push(Arc::clone(&pool));
@@ -65,16 +70,16 @@ impl Pools {
 }
 
 impl Pool {
-    fn new(gpu: &Gpu, site: Arc<Site>) -> Result<Self> {
+    fn new(gpu: &Gpu, site: Arc<Site>, factors: FactorType) -> Result<Self> {
         if site.targets.len() > MAX_PARTS {
             return Err(
                 gpu.error(format!("a LoRA site has {} projections, {MAX_PARTS} fit", site.targets.len()))
             );
         }
-        let row = site.cols.next_multiple_of(4);
-        let a = chunks(gpu, "A pool", site.ranks_len(), site.a_len() / site.cols.max(1), row)?;
-        let b = chunks(gpu, "B pool", site.ranks_len(), site.b_len(), 1)?;
-        Ok(Self { site, a, b })
+        let table = 4 * site.table_words();
+        let a = chunks(gpu, "A pool", table, site.a_rows(), site.a_stride() * factors.bytes())?;
+        let b = chunks(gpu, "B pool", table, site.b_rows(), site.b_stride() * factors.bytes())?;
+        Ok(Self { site, factors, a, b })
     }
 
     /// What shaders know of the site and of a buffer of one of its pools.
@@ -89,7 +94,7 @@ impl Pool {
             slots: self.site.capacity.slots as u32,
             rank: self.site.capacity.rank as u32,
             parts: self.site.targets.len() as u32,
-            head: self.site.ranks_len() as u32,
+            head: self.site.table_words() as u32,
             first: chunk.first as u32,
             count: chunk.count as u32,
             partials: self.site.partials() as u32,
@@ -101,7 +106,7 @@ impl Pool {
         factors.pairs.get(&Place { layer: self.site.layer, target: self.site.targets[index].target })
     }
 
-    /// Writes a slot's factors and the rank table.
+    /// Writes a slot's factors and its entries of the tables.
     fn fill(&self, gpu: &Gpu, slot: usize, slots: &Slots) {
         let (site, capacity) = (&*self.site, self.site.capacity);
         if slot >= capacity.slots {
@@ -109,60 +114,86 @@ impl Pool {
         }
         let factors = slots.get(&slot);
         for (index, target) in site.targets.iter().enumerate() {
-            let Some(pair) = factors.and_then(|factors| self.pair(factors, index)) else { continue };
-            if pair.rank == 0 {
-                continue;
+            let entry = index * capacity.slots + slot;
+            let pair = factors.and_then(|factors| self.pair(factors, index)).filter(|pair| pair.rank > 0);
+            let (rank, scales) = match pair {
+                None => (0, [1.0; 2]),
+                Some(pair) => {
+                    let (first_a, first_b) =
+                        (entry * capacity.rank, site.b_offset(index) + slot * target.rows);
+                    let a = self.put(gpu, &self.a, first_a, &pair.a, [pair.cols, site.a_stride()]);
+                    let b = self.put(gpu, &self.b, first_b, &pair.b, [pair.rank, site.b_stride()]);
+                    (pair.rank as u32, [a, b])
+                }
+            };
+            for (chunks, scale) in [&self.a, &self.b].into_iter().zip(scales) {
+                let words: [u32; 2] = [rank, f32::to_bits(scale)];
+                let offset = (entry * size_of_val(&words)) as u64;
+                for chunk in chunks {
+                    gpu.queue.write_buffer(&chunk.buffer, offset, bytemuck::bytes_of(&words));
+                }
             }
-            let row = site.cols.next_multiple_of(4);
-            let mut a = vec![0.0; pair.rank * row];
-            for (to, from) in a.chunks_exact_mut(row).zip(pair.a.chunks_exact(pair.cols)) {
-                to[..pair.cols].copy_from_slice(from);
-            }
-            self.write(gpu, &self.a, row, (index * capacity.slots + slot) * capacity.rank, &a);
-            let mut b = vec![0.0; pair.rows * capacity.rank];
-            for (to, from) in b.chunks_exact_mut(capacity.rank).zip(pair.b.chunks_exact(pair.rank)) {
-                to[..pair.rank].copy_from_slice(from);
-            }
-            self.write(gpu, &self.b, 1, site.b_offset(index) + slot * target.rows * capacity.rank, &b);
-        }
-        let rank = |index: usize, slot: usize| {
-            let pair = slots.get(&slot).and_then(|factors| self.pair(factors, index));
-            pair.map_or(0.0, |pair| pair.rank as f32)
-        };
-        let targets = 0..site.targets.len();
-        let ranks = targets.flat_map(|index| (0..capacity.slots).map(move |slot| (index, slot)));
-        let ranks: Vec<f32> = ranks.map(|(index, slot)| rank(index, slot)).collect();
-        for chunk in self.a.iter().chain(&self.b) {
-            gpu.queue.write_buffer(&chunk.buffer, 0, bytemuck::cast_slice(&ranks));
         }
     }
 
-    /// Writes consecutive units of `unit` elements, from unit `begin` of the pool on.
-    fn write(&self, gpu: &Gpu, chunks: &[Chunk], unit: usize, begin: usize, values: &[f32]) {
-        let end = begin + values.len() / unit;
+    /// Writes rows of so many values, a stride apart, from row `begin` of the pool on, as factors are kept; what they are
+    /// to be multiplied by.
+    fn put(&self, gpu: &Gpu, chunks: &[Chunk], begin: usize, values: &[f32], row: [usize; 2]) -> f32 {
+        match self.factors {
+            FactorType::F32 => {
+                self.write(gpu, chunks, begin, &padded(values, 0.0, row), row[1]);
+                1.0
+            }
+            FactorType::F16 => {
+                let (values, scale) = halves(values);
+                self.write(gpu, chunks, begin, &padded(&values, f16::ZERO, row), row[1]);
+                scale
+            }
+        }
+    }
+
+    /// Writes consecutive rows of `stride` elements from row `begin` of the pool on.
+    fn write<T: bytemuck::NoUninit>(
+        &self,
+        gpu: &Gpu,
+        chunks: &[Chunk],
+        begin: usize,
+        rows: &[T],
+        stride: usize,
+    ) {
+        let end = begin + rows.len() / stride;
         for chunk in chunks {
             let (start, stop) = (begin.max(chunk.first), end.min(chunk.first + chunk.count));
             if start < stop {
-                let offset = (self.site.ranks_len() + (start - chunk.first) * unit) * 4;
-                let part = &values[(start - begin) * unit..(stop - begin) * unit];
+                // Rows are whole words, as the queue wants them.
+                let offset = 4 * self.site.table_words() + (start - chunk.first) * stride * size_of::<T>();
+                let part = &rows[(start - begin) * stride..(stop - begin) * stride];
                 gpu.queue.write_buffer(&chunk.buffer, offset as u64, bytemuck::cast_slice(part));
             }
         }
     }
 }
 
-/// Buffers for `units` of `unit` elements each, every one behind a rank table.
-fn chunks(gpu: &Gpu, label: &str, head: usize, units: usize, unit: usize) -> Result<Vec<Chunk>> {
-    let room =
-        (usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX) / 4).saturating_sub(head) / unit.max(1);
+/// Rows of `len` values as rows of `stride`, with `zero` at their ends.
+fn padded<T: Copy>(values: &[T], zero: T, [len, stride]: [usize; 2]) -> Vec<T> {
+    let mut rows = vec![zero; values.len() / len * stride];
+    for (to, from) in rows.chunks_exact_mut(stride).zip(values.chunks_exact(len)) {
+        to[..len].copy_from_slice(from);
+    }
+    rows
+}
+
+/// Buffers for so many rows of `row` bytes, every one behind a table.
+fn chunks(gpu: &Gpu, label: &str, table: usize, rows: usize, row: usize) -> Result<Vec<Chunk>> {
+    let room = usize::try_from(gpu.limits.binding).unwrap_or(usize::MAX).saturating_sub(table) / row.max(1);
     if room == 0 {
         let most = gpu.limits.binding;
-        return Err(gpu.error(format!("{label}: {} bytes do not fit a binding of {most}", (head + unit) * 4)));
+        return Err(gpu.error(format!("{label}: {} bytes do not fit a binding of {most}", table + row)));
     }
     let chunk = |first: usize| {
-        let count = room.min(units - first);
-        let buffer = gpu.storage(label, ((head + count * unit) * 4) as u64)?;
+        let count = room.min(rows - first);
+        let buffer = gpu.storage(label, (table + count * row) as u64)?;
         Ok(Chunk { buffer, first, count })
     };
-    (0..units).step_by(room).map(chunk).collect()
+    (0..rows).step_by(room).map(chunk).collect()
 }

@@ -4,13 +4,16 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use wattle_shaders::{Kernel, WeightType};
+use wattle_shaders::{FactorType, WeightType};
 
 use super::device::Gpu;
 use super::launch::{Access, Constant, Launch};
 
+/// What a kernel's text depends on: its name, and how weights and factors are stored.
+type Text = (&'static str, WeightType, FactorType);
+
 /// What a pipeline is made of: the constants are the kernel's `override`s.
-type Key = (&'static str, WeightType, Vec<Constant>);
+type Key = (Text, Vec<Constant>);
 
 #[derive(Clone)]
 struct Layout {
@@ -20,7 +23,7 @@ struct Layout {
 
 #[derive(Default)]
 struct Made {
-    modules: HashMap<(&'static str, WeightType), wgpu::ShaderModule>,
+    modules: HashMap<Text, wgpu::ShaderModule>,
     layouts: HashMap<&'static str, Layout>,
     pipelines: HashMap<Key, wgpu::ComputePipeline>,
 }
@@ -46,10 +49,10 @@ impl Pipelines {
     pub fn pipeline(&self, gpu: &Gpu, launch: &Launch, constants: &[Constant]) -> wgpu::ComputePipeline {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let Made { modules, layouts, pipelines } = &mut *made;
-        let (name, weights) = (launch.kernel.name, launch.weights);
+        let name = launch.kernel.name;
+        let text = (name, launch.weights, launch.factors);
         let make = || {
-            let module =
-                modules.entry((name, weights)).or_insert_with(|| module(gpu, launch.kernel, weights));
+            let module = modules.entry(text).or_insert_with(|| module(gpu, launch));
             let layout = layouts.entry(name).or_insert_with(|| self.layout(gpu, launch));
             let values: Vec<_> = constants.iter().map(|&(id, value)| (id, f64::from(value))).collect();
             gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -65,7 +68,7 @@ impl Pipelines {
                 cache: None,
             })
         };
-        pipelines.entry((name, weights, constants.to_vec())).or_insert_with(make).clone()
+        pipelines.entry((text, constants.to_vec())).or_insert_with(make).clone()
     }
 
     /// The bind group layout of a launch.
@@ -112,8 +115,9 @@ fn entry(binding: u32, access: Access) -> wgpu::BindGroupLayoutEntry {
     }
 }
 
-fn module(gpu: &Gpu, kernel: &Kernel, weights: WeightType) -> wgpu::ShaderModule {
-    let text = Cow::Borrowed(kernel.wgsl(gpu.limits.subgroups, weights));
+fn module(gpu: &Gpu, launch: &Launch) -> wgpu::ShaderModule {
+    let kernel = launch.kernel;
+    let text = Cow::Borrowed(kernel.wgsl(gpu.limits.subgroups, launch.weights, launch.factors));
     #[cfg(test)]
     let text = match gpu.change {
         Some((name, from, to)) if name == kernel.name => Cow::Owned(text.replace(from, to)),

@@ -10,7 +10,9 @@ use crate::backend::{Backend, Capacity, Doors, Step};
 use crate::cache::pages_for;
 use crate::error::Result;
 use crate::model::{Activation, Matrix, NormKind, NormWeights};
-use crate::plan::{Extent, GateUp, KvShape, KvType, Norm, Op, OpKind, Plan, Project, Tensor, TensorId};
+use crate::plan::{
+    Extent, FactorType, GateUp, KvShape, KvType, Norm, Op, OpKind, Plan, Project, Tensor, TensorId,
+};
 
 /// Whole and partial tiles, several steps of inputs.
 const ROWS: usize = 70;
@@ -45,6 +47,7 @@ fn plan(kind: OpKind) -> Arc<Plan> {
         ops: vec![Op { name: "y".into(), kind, inputs, output: Some(TensorId(1)), carry: None }],
         tensors: vec![tensor("x", INPUTS), tensor("y", OUTPUTS)],
         kv: KvShape { layers: 1, heads: 1, kv_heads: 1, head_dim: 4, store: KvType::F32 },
+        factors: FactorType::F32,
         rope: None,
         vocab: 1,
     })
@@ -155,7 +158,7 @@ mod tests {
         for (name, (from, to)) in names.into_iter().zip(doubled.into_iter().chain(summed)) {
             let kernels = ["", "_int8", "_coop"].map(|end| Kernel::named(&format!("{name}{end}")));
             let kernel = kernels.into_iter().flatten().find(|k| k.name == format!("{name}{suffix}")).unwrap();
-            assert!(kernel.wgsl(true, WeightType::F32).contains(from), "{name}");
+            assert!(kernel.wgsl(true, WeightType::F32, FactorType::F32).contains(from), "{name}");
             let Some(broken) = gpu(Some((kernel.name, from, to))) else { return };
             assert!(!broken.projects_rightly().unwrap() && !broken.may_cooperate(), "{name}");
         }
