@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use wattle_engine::adapter::{Factors, Pair, Place, Target};
 use wattle_engine::model::{Dtype, Linear, Model, Quant};
 use wattle_engine::plan::{LoraCapacity, Plan};
-use wattle_engine::{BackendChoice, EngineOptions, Feature, Gate, LayerMask, PlanKind, compile};
+use wattle_engine::{BackendChoice, EngineOptions, Feature, Gate, LayerMask, PlanKind, Precision, compile};
 use wattle_policy::{RowShape, StepShape};
 
 /// A measurement of the ops of a kernel.
@@ -83,6 +83,11 @@ impl Case {
         }
     }
 
+    /// Fast with quantized weights.
+    pub(crate) fn precision(&self) -> Precision {
+        if self.quant.is_some() { Precision::Fast } else { Precision::Exact }
+    }
+
     /// Name of the format.
     pub fn format(&self) -> &'static str {
         self.quant.map_or("bf16", Quant::name)
@@ -133,7 +138,8 @@ impl Case {
         let slots = usize::from(self.rank > 0);
         let lora = LoraCapacity { slots, rank: self.rank, outside: kernel == "lora_embed" };
         let plan = |plan| {
-            let options = EngineOptions { backend, plan, ..EngineOptions::default() };
+            let options =
+                EngineOptions { backend, plan, precision: self.precision(), ..EngineOptions::default() };
             let (base, adapted) = compile(&model, &options, lora);
             match kernel {
                 "gate" => adapted.with_gate(&Gate::above(model.spec.width, [0], Feature::Length, 1.0)),

@@ -9,7 +9,6 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
-use wattle_engine::Precision;
 use wattle_engine::backend::{Backend, Capacity, Doors, PlanHandle, Step};
 use wattle_engine::cache::{pages_for, tables};
 use wattle_engine::plan::{Extent, Plan};
@@ -66,12 +65,11 @@ impl Runner {
     /// `None` where there is no such device (a software GPU is none: timing it says nothing), it has no clock, or
     /// cannot run the plan.
     fn new(case: &Case, kind: Kind, plan: &Arc<Plan>) -> Option<Self> {
-        let precision = if case.quant.is_some() { Precision::Fast } else { Precision::Exact };
         let (context, rows) = (case.context(), case.rows as usize);
         let sequences = case.sequences();
         let pages = sequences * pages_for(context);
         let capacity = Capacity { sequences, context, pages, rows, samples: rows };
-        let mut backend = device::backend(kind, precision, capacity)?;
+        let mut backend = device::backend(kind, case.precision(), capacity)?;
         backend.set_timing(true);
         let handle = backend.prepare(plan).ok()?;
         for (sequence, table) in tables(&case.step()) {

@@ -140,7 +140,7 @@ impl<'a> Suite<'a> {
             rows += prove::rows(&format!("{shape}, {}", self.scope.quant.name()), model, &self.options)?;
         }
         let fact = format!(
-            "proven first: {checked} of {all} kernel cases are their plain twins, with rows and masks exact (in fast precision, prompts within their bounds); {rows} rows of {} \
+            "proven first: {checked} of {all} kernel cases are their plain twins, with rows and masks exact (in fast precision, prompts and factors within their bounds); {rows} rows of {} \
              plans are the same bit for bit beside 0, 1, 2, 4 and 7 other sequences",
             1 + shapes.len()
         );

@@ -17,8 +17,8 @@ use crate::random_adapter::random_adapter;
 /// Cases of a kernel that a quick run checks.
 const QUICK_CASES: usize = 1;
 
-/// Checks the cases of all kernels, in exact precision and prompts in fast precision: how many were checked, and how many
-/// there are.
+/// Checks the cases of all kernels in exact precision, and prompts and LoRA factors in fast precision: how many were
+/// checked, and how many there are.
 ///
 /// # Errors
 /// [`Error::Failed`] that names the first case which is not its plain twin.
@@ -34,7 +34,7 @@ pub(super) fn kernels(options: &EngineOptions, quick: bool) -> Result<[usize; 2]
         }
     }
     let fast = Fresh::open(EngineOptions { precision: Precision::Fast, ..options.clone() })?;
-    let cases = wattle_tests::rounded();
+    let cases = [wattle_tests::rounded(), wattle_tests::kept()].concat();
     all += cases.len();
     for case in cases.iter().take(if quick { QUICK_CASES } else { usize::MAX }) {
         let checked_case = case.check(&|case| fast.backend(case.capacity));
