@@ -9,7 +9,7 @@ use wattle_shaders::{FROM_STATE, GATED, NO_INDEX, Row, Sampled};
 
 use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
-use crate::cache::{Ledger, PAGE, PageStats, Room, pages_for};
+use crate::cache::{Digest, Ledger, PAGE, PageStats, Room, pages_for};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::options::{BackendChoice, EngineOptions, PlanKind};
@@ -154,6 +154,11 @@ impl Runtime {
         self.backend.set_slot(slot, factors.clone())?;
         self.ledger.set_slot(slot, factors.as_ref());
         Ok(())
+    }
+
+    /// Notes the digest of factors that slots will have.
+    pub fn know(&mut self, factors: &Arc<Factors>, digest: Digest) {
+        self.ledger.know(factors, digest);
     }
 
     /// Whether a sequence of so many positions fits, if nothing else is there.

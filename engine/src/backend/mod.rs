@@ -138,6 +138,16 @@ pub struct Counters {
     pub host_ops: u64,
 }
 
+/// Lays factors out as a backend wants them, on any thread, so that [`Backend::set_slot`] finds them ready and steps go on
+/// meanwhile.
+pub trait Pack: Send + Sync {
+    /// Lays these factors out, and keeps the result for as long as they live, or until a slot takes it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] when there is no memory for it.
+    fn pack(&self, factors: &Arc<Factors>) -> Result<()>;
+}
+
 /// A device that runs plans. One backend holds one model's KV cache and sequence states.
 ///
 /// Device-owned state per sequence: the last sampled token, and which tokens were seen (rows that are run, and
@@ -158,6 +168,11 @@ pub trait Backend: Send {
 
     /// Puts factors into an adapter slot of all prepared plans (and of those prepared later), or empties it.
     fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()>;
+
+    /// What lays factors out for this backend and for every [`Self::another`]; `None` where slots take them as they are.
+    fn packer(&self) -> Option<Arc<dyn Pack>> {
+        None
+    }
 
     /// Begins a sequence: its state is cleared, and these tokens count as seen (those whose KV it has without having
     /// run them). Its cache needs no clearing, rows attend only to what was written.

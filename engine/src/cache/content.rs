@@ -87,3 +87,39 @@ impl Record {
         Some(Key { before, tokens, origins })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The key of a page whose second half has this origin.
+    fn key(origin: Origin) -> Key {
+        let mut record = Record::default();
+        for position in 0..PAGE {
+            let origin = if position < PAGE / 2 { Origin::default() } else { origin };
+            record.push(Some(7), origin);
+        }
+        record.key(0, None).expect("a full page")
+    }
+
+    #[test]
+    fn whatever_wrote_otherwise_makes_another_key() {
+        let lora = Adapted { adapter: [1; 32], gate: None, mask: LayerMask::of([0, 2]) };
+        let with = |lora| Origin { lora: Some(lora), ..Origin::default() };
+        let origins = [
+            Origin::default(),
+            Origin { generated: true, ..Origin::default() },
+            Origin { long_rope: true, ..Origin::default() },
+            with(lora),
+            with(Adapted { adapter: [2; 32], ..lora }),
+            with(Adapted { gate: Some([3; 32]), ..lora }),
+            with(Adapted { gate: Some([4; 32]), ..lora }),
+            with(Adapted { mask: LayerMask::of([0]), ..lora }),
+        ];
+        for (i, one) in origins.into_iter().enumerate() {
+            for (j, other) in origins.into_iter().enumerate() {
+                assert_eq!(key(one) == key(other), i == j, "{one:?} and {other:?}");
+            }
+        }
+    }
+}

@@ -83,3 +83,33 @@ impl<S: BuildHasher> Index<S> {
         Some(entry.page)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::PAGE;
+    use super::super::content::{Origin, Record};
+    use super::*;
+
+    fn key(token: u32) -> Key {
+        let mut record = Record::default();
+        (0..PAGE).for_each(|_| record.push(Some(token), Origin::default()));
+        record.key(0, None).expect("a full page")
+    }
+
+    #[test]
+    fn the_page_that_nobody_has_had_for_longest_goes_first() {
+        let mut index = Index::<RandomState>::default();
+        for page in 0..3 {
+            index.insert(key(page), page);
+        }
+        [1, 0, 2].into_iter().for_each(|page| index.let_go(page));
+        // It is found, and used, once more.
+        assert_eq!(index.find(&key(1)).map(|(_, page)| page), Some(1));
+        index.hold(1);
+        assert_eq!(index.idle(), 2);
+        index.let_go(1);
+        let evicted: Vec<u32> = std::iter::from_fn(|| index.evict()).collect();
+        assert_eq!(evicted, [0, 2, 1]);
+        assert!((0..3).all(|page| !index.has(page) && index.find(&key(page)).is_none()));
+    }
+}

@@ -56,15 +56,21 @@ impl Ledger {
             self.slots.remove(&(slot as u32));
             return;
         };
-        // An adapter comes and goes, and is only once read for its digest. While there is a weak reference to it, no
-        // other has its address.
-        self.digests.retain(|(known, _)| known.strong_count() > 0);
+        // An adapter comes and goes, and is only once read for its digest.
         let known = self.digests.iter().find(|(known, _)| known.ptr_eq(&Arc::downgrade(factors)));
         let digest = known.map_or_else(|| factors.digest(), |(_, digest)| *digest);
-        if known.is_none() {
-            self.digests.push((Arc::downgrade(factors), digest));
-        }
+        self.know(factors, digest);
         self.slots.insert(slot as u32, (digest, factors.layers()));
+    }
+
+    /// Notes the digest of factors, so that they need not be read for it.
+    pub fn know(&mut self, factors: &Arc<Factors>, digest: Digest) {
+        // While there is a weak reference to factors, no others have their address.
+        self.digests.retain(|(known, _)| known.strong_count() > 0);
+        let factors = Arc::downgrade(factors);
+        if !self.digests.iter().any(|(known, _)| known.ptr_eq(&factors)) {
+            self.digests.push((factors, digest));
+        }
     }
 
     /// Begins a sequence with what it finds of its prompt, whose rows are given: how many positions that is. `None`

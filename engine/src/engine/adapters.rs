@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::adapter::{self, Adapter, Residency, ResidencyCounts};
+use crate::backend::Pack;
+use crate::cache::Digest;
 use crate::error::{Error, Result};
 use crate::model::{Model, Spec};
 use crate::options::{AdapterRoom, EngineOptions};
@@ -26,7 +28,17 @@ impl Engine {
 
     /// Adds an adapter that is in memory already.
     pub fn add_adapter(&mut self, adapter: Adapter) -> Result<AdapterId> {
-        let adapter = Arc::new(adapter);
+        let ready = self.preparer().prepare(adapter)?;
+        self.add_ready(ready)
+    }
+
+    /// What reads and lays out adapters for this engine, on any thread.
+    pub(crate) fn preparer(&self) -> Preparer {
+        Preparer(self.runtime.backend.packer())
+    }
+
+    pub(crate) fn add_ready(&mut self, ready: Ready) -> Result<AdapterId> {
+        let adapter = self.know(ready);
         let id = self.adapters.add(Arc::clone(&adapter));
         let result = self.bring(&adapter);
         if result.is_err() {
@@ -35,9 +47,19 @@ impl Engine {
         result.map(|()| id)
     }
 
+    fn know(&mut self, ready: Ready) -> Arc<Adapter> {
+        self.runtime.know(&ready.adapter.factors, ready.digest);
+        ready.adapter
+    }
+
     /// Puts another adapter under an id. Requests that run go on with what they began with.
     pub fn replace_adapter(&mut self, id: AdapterId, adapter: Adapter) -> Result<()> {
-        let adapter = Arc::new(adapter);
+        let ready = self.preparer().prepare(adapter)?;
+        self.replace_ready(id, ready)
+    }
+
+    pub(crate) fn replace_ready(&mut self, id: AdapterId, ready: Ready) -> Result<()> {
+        let adapter = self.know(ready);
         let before = self.adapters.get(id).cloned().ok_or_else(not_loaded)?;
         self.adapters.replace(id, Some(Arc::clone(&adapter)));
         if let Err(error) = self.bring(&adapter) {
@@ -124,6 +146,25 @@ impl Engine {
         self.runtime.count_on_from(before.pages());
         self.runtime.steps = before.steps;
         self.rebuilds += 1;
+    }
+}
+
+/// Does with an adapter what needs no engine: between two steps there is no time for it.
+#[derive(Clone)]
+pub(crate) struct Preparer(Option<Arc<dyn Pack>>);
+
+/// An adapter of which that was done.
+pub(crate) struct Ready {
+    adapter: Arc<Adapter>,
+    digest: Digest,
+}
+
+impl Preparer {
+    pub fn prepare(&self, adapter: Adapter) -> Result<Ready> {
+        let digest = adapter.factors.digest();
+        let adapter = Arc::new(adapter);
+        self.0.as_ref().map_or(Ok(()), |packer| packer.pack(&adapter.factors))?;
+        Ok(Ready { adapter, digest })
     }
 }
 

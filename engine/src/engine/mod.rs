@@ -4,7 +4,7 @@ mod adapters;
 mod host;
 mod orders;
 
-pub(crate) use adapters::read as read_adapters;
+pub(crate) use adapters::{Preparer, Ready, read as read_adapters};
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -11,7 +11,7 @@ use super::places::Places;
 use super::worker::{Change, Command, Message, Submission};
 use super::{ServiceLoad, ServiceOptions};
 use crate::adapter::Adapter;
-use crate::engine::{Engine, read_adapters};
+use crate::engine::{Engine, Preparer, read_adapters};
 use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Finish, Generation};
 use crate::model::Spec;
@@ -30,6 +30,7 @@ pub struct Client {
 struct Shared {
     spec: Spec,
     tokenizer: Option<Arc<Tokenizer>>,
+    preparer: Preparer,
     places: Places,
     tickets: AtomicU64,
     load: Arc<Mutex<ServiceLoad>>,
@@ -55,6 +56,7 @@ impl Client {
         let shared = Shared {
             spec: engine.spec().clone(),
             tokenizer: engine.shared_tokenizer(),
+            preparer: engine.preparer(),
             places: Places::new(options.queue),
             tickets: AtomicU64::new(0),
             load: Arc::default(),
@@ -118,12 +120,14 @@ impl Client {
         self.add_adapter(read_adapters(&[(dir.as_ref(), scale)], &self.shared.spec)?)
     }
 
-    /// Adds an adapter that is in memory already.
+    /// Adds an adapter that is in memory already. What is to be read and laid out of it is, here: those who run wait for
+    /// no more than its way to the device.
     ///
     /// # Errors
     /// As [`Self::load_adapter`].
     pub fn add_adapter(&self, adapter: Adapter) -> Result<AdapterId> {
-        self.ask(|reply| Change::Add(adapter, reply))
+        let ready = self.shared.preparer.prepare(adapter)?;
+        self.ask(|reply| Change::Add(ready, reply))
     }
 
     /// Puts another adapter under an id. Requests that were taken before go on with what they began with.
@@ -139,7 +143,8 @@ impl Client {
     /// # Errors
     /// As [`Self::replace_adapter`].
     pub fn swap_adapter(&self, id: AdapterId, adapter: Adapter) -> Result<()> {
-        self.ask(|reply| Change::Replace(id, adapter, reply))
+        let ready = self.shared.preparer.prepare(adapter)?;
+        self.ask(|reply| Change::Replace(id, ready, reply))
     }
 
     /// Forgets an adapter. Requests that were taken before go on with it; then its slot is emptied.

@@ -10,8 +10,7 @@ use super::ServiceLoad;
 use super::client::{Callback, Token};
 use super::metrics;
 use super::places::Place;
-use crate::adapter::Adapter;
-use crate::engine::Engine;
+use crate::engine::{Engine, Ready};
 use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Generation};
 use crate::request::{AdapterId, Request};
@@ -40,8 +39,8 @@ pub(super) struct Submission {
 
 /// A change to the adapters.
 pub(super) enum Change {
-    Add(Adapter, mpsc::Sender<Result<AdapterId>>),
-    Replace(AdapterId, Adapter, mpsc::Sender<Result<()>>),
+    Add(Ready, mpsc::Sender<Result<AdapterId>>),
+    Replace(AdapterId, Ready, mpsc::Sender<Result<()>>),
     Remove(AdapterId, mpsc::Sender<Result<()>>),
 }
 
@@ -154,11 +153,11 @@ impl Worker {
 
     fn change(&mut self, change: Change) {
         match change {
-            Change::Add(adapter, reply) => {
-                let _ = reply.send(self.engine.add_adapter(adapter));
+            Change::Add(ready, reply) => {
+                let _ = reply.send(self.engine.add_ready(ready));
             }
-            Change::Replace(id, adapter, reply) => {
-                let _ = reply.send(self.engine.replace_adapter(id, adapter));
+            Change::Replace(id, ready, reply) => {
+                let _ = reply.send(self.engine.replace_ready(id, ready));
             }
             Change::Remove(id, reply) => {
                 let _ = reply.send(self.engine.remove_adapter(id));

@@ -8,10 +8,11 @@ use wattle_shaders::Sampled;
 
 use super::layout::Activations;
 use super::slot::Slot;
-use super::{CpuBackend, KvCache, Mode, Prepared};
+use super::{CpuBackend, CpuOptions, KvCache, Prepared};
 use crate::adapter::Factors;
 use crate::backend::{
-    Backend, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check, validate,
+    Backend, Capacity, Counters, Doors, Limits, Memory, Pack, PlanHandle, Step, Ticket, Timing, plan_check,
+    validate,
 };
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, RopeTable, TensorId};
@@ -46,6 +47,15 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
+    fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
+        let new = Self::new(CpuOptions { capacity, ..self.options })?;
+        Ok(Some(Box::new(Self { packs: self.packs.clone(), ..new })))
+    }
+
+    fn packer(&self) -> Option<Arc<dyn Pack>> {
+        Some(Arc::clone(self.packs.as_ref()?) as Arc<dyn Pack>)
+    }
+
     fn limits(&self) -> Limits {
         self.options.limits
     }
@@ -63,8 +73,8 @@ impl Backend for CpuBackend {
         if self.kv.is_none() {
             self.kv = Some(KvCache::new(plan.kv, capacity, guards)?);
         }
-        if self.options.mode == Mode::Fast {
-            self.slots.values_mut().try_for_each(|slot| slot.pack(plan.factors))?;
+        if let Some(packs) = &self.packs {
+            self.slots.values_mut().try_for_each(|slot| slot.pack(plan.factors, packs))?;
         }
         let timing =
             |op: &Op| Timing { op: op.name.clone(), kernel: op.kind.kernel(), seconds: 0.0, launches: 0 };
@@ -86,8 +96,8 @@ impl Backend for CpuBackend {
                 let mut new = Slot::new(factors, self.slots.values());
                 for prepared in &self.plans {
                     validate::factors(&prepared.plan, slot, &new.factors)?;
-                    if self.options.mode == Mode::Fast {
-                        new.pack(prepared.plan.factors)?;
+                    if let Some(packs) = &self.packs {
+                        new.pack(prepared.plan.factors, packs)?;
                     }
                 }
                 self.slots.insert(slot, new)

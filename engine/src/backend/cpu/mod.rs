@@ -8,6 +8,7 @@ mod kv;
 mod layout;
 mod memory;
 mod op;
+mod packs;
 mod plain;
 mod slot;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use crate::plan::{Extent, OpKind, Plan, RopeTable, TensorId};
 use kv::KvCache;
 use layout::Activations;
 use op::Io;
+use packs::Packs;
 use slot::Slot;
 
 /// Which kernels run.
@@ -66,6 +68,8 @@ pub struct CpuBackend {
     pool: Option<rayon::ThreadPool>,
     plans: Vec<Prepared>,
     slots: BTreeMap<usize, Slot>,
+    /// Lays factors out for the fast kernels; the plain twins take them as they are.
+    packs: Option<Arc<Packs>>,
     /// Made by the first prepared plan; all others must have its shape.
     kv: Option<KvCache>,
     results: HashMap<u64, Vec<Sampled>>,
@@ -112,6 +116,7 @@ impl CpuBackend {
             pool,
             plans: Vec::new(),
             slots: BTreeMap::new(),
+            packs: (options.mode == Mode::Fast).then(|| Arc::new(Packs::new(options.precision.factors()))),
             kv: None,
             results: HashMap::new(),
             timing: false,

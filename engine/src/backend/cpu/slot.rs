@@ -7,6 +7,7 @@ use std::sync::Arc;
 use half::f16;
 use wattle_kernels_cpu::fast::{self, Factor};
 
+use super::packs::Packs;
 use crate::adapter::{Factors, Pair, Place};
 use crate::error::{Error, Result};
 use crate::model::{AlignedBytes, Bytes};
@@ -16,11 +17,11 @@ use crate::plan::FactorType;
 pub(super) struct Slot {
     pub factors: Arc<Factors>,
     /// As the fast kernels read them, kept as the plans want; none for the plain twins.
-    packed: BTreeMap<FactorType, Pack>,
+    packed: BTreeMap<FactorType, PackedFactors>,
 }
 
 /// An adapter's factors by place. Slots of one adapter share them.
-type Pack = Arc<BTreeMap<Place, Packed>>;
+pub(super) type PackedFactors = Arc<BTreeMap<Place, Packed>>;
 
 /// The factors of a place.
 pub(super) struct Packed {
@@ -61,13 +62,13 @@ impl Slot {
         Self { factors, packed }
     }
 
-    /// Packs the factors, unless they are kept so already.
+    /// Has the factors packed, unless they are already.
     ///
     /// # Errors
     /// [`Error::Value`] when there is no memory for them: others run on without.
-    pub fn pack(&mut self, kept: FactorType) -> Result<()> {
+    pub fn pack(&mut self, kept: FactorType, packs: &Packs) -> Result<()> {
         if let Entry::Vacant(vacant) = self.packed.entry(kept) {
-            vacant.insert(Arc::new(pack(&self.factors, kept)?));
+            vacant.insert(packs.take(&self.factors, kept)?);
         }
         Ok(())
     }
@@ -92,7 +93,10 @@ const ALIGNED: usize = 64;
 
 /// All factors in one piece of memory, in the order of layers: a step reads each of them once, and would otherwise wait
 /// for the translation of an address every 4 KiB.
-fn pack(factors: &Factors, kept: FactorType) -> Result<BTreeMap<Place, Packed>> {
+///
+/// # Errors
+/// [`Error::Value`] when there is no memory for them.
+pub(super) fn pack(factors: &Factors, kept: FactorType) -> Result<PackedFactors> {
     let pack = |(&place, pair): (&Place, &Pair)| {
         let a = fast::Factors::down(&pair.a, kept);
         (place, pair.rank, [a, fast::Factors::up(&pair.b, pair.rank, kept)])
@@ -124,5 +128,5 @@ fn pack(factors: &Factors, kept: FactorType) -> Result<BTreeMap<Place, Packed>> 
         let (a, b) = values(a).zip(values(b)).ok_or_else(no_memory)?;
         packed.insert(place, Packed { rank, a, b });
     }
-    Ok(packed)
+    Ok(Arc::new(packed))
 }

@@ -1,6 +1,7 @@
 //! `wattle bench`.
 
 mod load;
+mod loading;
 pub(super) mod record;
 pub(super) mod runner;
 mod serving;

@@ -106,6 +106,22 @@ impl Runner {
         self.set_rank(self.settings.rank)
     }
 
+    /// Forgets the adapter that was loaded last.
+    pub fn forget_one(&mut self) -> Result<()> {
+        self.adapters.pop().map_or(Ok(()), |id| Ok(self.engine.remove_adapter(id)?))
+    }
+
+    /// Positions of a path at most.
+    pub fn context(&self) -> usize {
+        let Settings { prompt, depth, new, .. } = self.settings;
+        (prompt + 1).max(depth + new + 3)
+    }
+
+    /// The engine, the model's weights, and the rank of adapters.
+    pub fn into_parts(self) -> (Engine, Weights, usize) {
+        (self.engine, self.weights, self.settings.rank as usize)
+    }
+
     /// Loads adapters until there are so many; their ids.
     pub fn adapters(&mut self, count: u32) -> Result<&[AdapterId]> {
         while self.adapters.len() < count as usize {

@@ -4,11 +4,11 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde::Serialize;
-use wattle_engine::{Control, Lora, Request};
+use wattle_engine::{Control, Engine, Lora, Request};
 use wattle_policy::{CostSource, OpCost};
 
 use super::runner::{Runner, Targets, Test};
-use super::{Args, Output};
+use super::{Args, Output, loading};
 use crate::commands::write_json;
 use crate::common::Common;
 use crate::error::Result;
@@ -50,13 +50,17 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let mut lines = Vec::new();
     let general = general(args);
     let progress = Progress::bar("bench", (general.len() + 2) * (args.repetitions as usize + 1));
-    measure(&mut runner, general, args.repetitions, &progress, &mut lines)?;
+    let place = Place::of(&mut runner.engine, common.thread_count());
+    measure(&mut runner, general, args.repetitions, &progress, &place, &mut lines)?;
     for targets in [Targets::QueryValue, Targets::All] {
         runner.set_targets(targets)?;
         let adapted = vec![adapters(&mut runner, most, targets)?];
-        measure(&mut runner, adapted, args.repetitions, &progress, &mut lines)?;
+        measure(&mut runner, adapted, args.repetitions, &progress, &place, &mut lines)?;
     }
     drop(progress);
+    let pauses = loading::longest_pauses(runner, args.repetitions)?;
+    let what = "adapter loaded, replaced, forgotten: longest time between two tokens";
+    lines.push(place.line(what.into(), "a step", None, &pauses));
     match args.output {
         Output::Json => write_json(&lines, out),
         Output::Csv => super::record::write_csv(&lines, out),
@@ -84,9 +88,13 @@ fn general(args: &Args) -> Vec<Measure<'_>> {
         let measure: Measure = (what, "the first time's", None, Box::new(known_prompt));
         measure
     });
-    let switch: Measure =
-        ("switch to an adapter, time to its first token".into(), "a step", None, Box::new(switch));
-    known.into_iter().chain(paths).chain(own).chain([switch]).collect()
+    let what = "switch to an adapter, time to its first token";
+    let switches = [("a step", false), ("a step with the adapter", true)].map(|(of, adapted)| {
+        let ratio = move |runner: &mut Runner| switch(runner, adapted);
+        let measure: Measure = (what.into(), of, None, Box::new(ratio));
+        measure
+    });
+    known.into_iter().chain(paths).chain(own).chain(switches).collect()
 }
 
 /// As many adapters as paths, beside one for all.
@@ -114,6 +122,7 @@ fn measure(
     measures: Vec<Measure>,
     repetitions: u32,
     progress: &Progress,
+    place: &Place,
     lines: &mut Vec<Line>,
 ) -> Result<()> {
     let mut ratios = vec![Vec::new(); measures.len()];
@@ -126,25 +135,43 @@ fn measure(
             progress.step();
         }
     }
-    let (quant, threads) = (quant_name(runner.engine.plan()), runner.settings.threads);
-    let backend = runner.engine.backend();
     for ((what, of, bytes, _), ratios) in measures.into_iter().zip(ratios) {
-        let ratio = Ratio::of(&ratios);
+        lines.push(place.line(what, of, bytes, &ratios));
+    }
+    Ok(())
+}
+
+/// Where it was measured.
+struct Place {
+    backend: &'static str,
+    device: String,
+    quant: String,
+    threads: usize,
+}
+
+impl Place {
+    fn of(engine: &mut Engine, threads: usize) -> Self {
+        let quant = quant_name(engine.plan());
+        let backend = engine.backend();
+        Self { backend: backend.kind(), device: backend.device().to_owned(), quant, threads }
+    }
+
+    fn line(&self, what: String, of: &'static str, bytes: Option<f64>, ratios: &[f64]) -> Line {
+        let ratio = Ratio::of(ratios);
         let interval = ratio.and_then(|ratio| ratio.interval);
-        lines.push(Line {
+        Line {
             what,
             of,
-            backend: backend.kind().to_owned(),
-            device: backend.device().to_owned(),
-            quant: quant.clone(),
-            threads,
+            backend: self.backend.to_owned(),
+            device: self.device.clone(),
+            quant: self.quant.clone(),
+            threads: self.threads,
             ratio: ratio.map_or(f64::NAN, |ratio| ratio.mean),
             low: interval.map(|interval| interval[0]),
             high: interval.map(|interval| interval[1]),
             bytes,
-        });
+        }
     }
-    Ok(())
 }
 
 /// Time to the first token of a prompt that was run before, as a share of the first time's.
@@ -166,8 +193,8 @@ fn own_time(runner: &mut Runner, paths: u32) -> Result<f64> {
 }
 
 /// From the token at which a path is told to switch to the first token that the adapter had a part in, as a multiple of a
-/// step before. The adapter is known to the engine, and in no slot.
-fn switch(runner: &mut Runner) -> Result<f64> {
+/// step before, or of one with the adapter behind it. The adapter is in its slot.
+fn switch(runner: &mut Runner, adapted: bool) -> Result<f64> {
     let adapter = runner.adapters(1)?[0];
     let ids = runner.ids(1);
     let request = Request { ignore_eos: true, ..Request::new(ids, BEFORE + AFTER) };
@@ -179,7 +206,8 @@ fn switch(runner: &mut Runner) -> Result<f64> {
     let gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     // A GPU has begun the next step already: the one behind it is the adapter's.
     let ahead = usize::from(runner.gpu().is_some());
-    let (step, _) = median_and_spread(gaps[..BEFORE - 1].to_vec());
+    let steps = if adapted { &gaps[BEFORE + ahead..] } else { &gaps[..BEFORE - 1] };
+    let (step, _) = median_and_spread(steps.to_vec());
     Ok(gaps[BEFORE - 1..=BEFORE - 1 + ahead].iter().sum::<f64>() / step)
 }
 

@@ -1,0 +1,84 @@
+//! Factors that are laid out before a slot takes them, on the threads that load adapters.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::slot::{PackedFactors, pack};
+use crate::adapter::Factors;
+use crate::backend::Pack;
+use crate::error::Result;
+use crate::plan::FactorType;
+
+/// What is laid out and in no slot yet.
+pub(super) struct Packs {
+    kept: FactorType,
+    ready: Mutex<Vec<(Weak<Factors>, PackedFactors)>>,
+}
+
+impl Packs {
+    /// For slots that keep factors so.
+    pub fn new(kept: FactorType) -> Self {
+        Self { kept, ready: Mutex::default() }
+    }
+
+    /// What was laid out of these factors, or is now.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] when there is no memory for it.
+    pub fn take(&self, factors: &Arc<Factors>, kept: FactorType) -> Result<PackedFactors> {
+        let mut ready = self.lock();
+        let known = |(known, _): &(Weak<_>, _)| known.ptr_eq(&Arc::downgrade(factors));
+        match ready.iter().position(known).filter(|_| kept == self.kept) {
+            Some(at) => Ok(ready.swap_remove(at).1),
+            None => {
+                drop(ready);
+                pack(factors, kept)
+            }
+        }
+    }
+
+    /// Without those whose factors are gone.
+    fn lock(&self) -> MutexGuard<'_, Vec<(Weak<Factors>, PackedFactors)>> {
+        // A list is whole even where a thread panicked while it held the lock.
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        ready.retain(|(factors, _)| factors.strong_count() > 0);
+        ready
+    }
+}
+
+impl Pack for Packs {
+    fn pack(&self, factors: &Arc<Factors>) -> Result<()> {
+        let packed = pack(factors, self.kept)?;
+        self.lock().push((Arc::downgrade(factors), packed));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::adapter::{Pair, Place, Target};
+
+    #[test]
+    fn factors_are_laid_out_once_and_forgotten_with_their_adapter() {
+        let pair = Pair { rank: 1, cols: 2, rows: 2, a: vec![1.0, 2.0], b: vec![3.0, 4.0] };
+        let place = Place { layer: 0, target: Target::Q };
+        let factors = || Arc::new(Factors { pairs: BTreeMap::from([(place, pair.clone())]) });
+        let packs = Packs::new(FactorType::F16);
+        let [one, other] = [factors(), factors()];
+        packs.pack(&one).expect("memory");
+        packs.pack(&other).expect("memory");
+        let ready = |packs: &Packs, factors: &Arc<Factors>| {
+            let list = packs.lock();
+            let found = list.iter().find(|(known, _)| known.ptr_eq(&Arc::downgrade(factors)));
+            found.map(|(_, packed)| Arc::clone(packed))
+        };
+        let laid = ready(&packs, &one).expect("laid out");
+        assert!(Arc::ptr_eq(&laid, &packs.take(&one, FactorType::F16).expect("there")));
+        assert!(ready(&packs, &one).is_none() && ready(&packs, &other).is_some());
+        assert!(!Arc::ptr_eq(&laid, &packs.take(&one, FactorType::F16).expect("again")));
+        drop(other);
+        assert!(packs.lock().is_empty());
+    }
+}
