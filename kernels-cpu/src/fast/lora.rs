@@ -1,5 +1,8 @@
 //! LoRA factors, and t = A x.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use half::f16;
 use wattle_shaders::{FactorType, Row};
 
@@ -95,8 +98,85 @@ pub fn lora_down(rows: &[Row], lora: &Lora<Factor>, x: &[f32], t: &mut [f32]) {
     if t.is_empty() {
         return;
     }
-    let per = lora.t_width().div_ceil(parts(COLD * t.len() * lora.cols)).next_multiple_of(ROWS);
+    let per = columns_of_t(rows.len(), lora);
     each(columns(t, lora.t_width(), per), |t| run(Down { rows, lora, x, t }));
+}
+
+/// How many columns of t are made together.
+fn columns_of_t(rows: usize, lora: &Lora<Factor>) -> usize {
+    let width = lora.t_width();
+    width.div_ceil(parts(COLD * rows * width * lora.cols)).max(1).next_multiple_of(ROWS)
+}
+
+/// Where t = A x comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Carried<'a> {
+    /// It is there: \[rows, t width\].
+    Made(&'a [f32]),
+    /// Nobody made it: whoever multiplies W with this x \[rows, cols\] does, too.
+    From(&'a [f32]),
+}
+
+/// t as the threads of a projection make it, each what no other has begun, before they begin with W x: when they are done
+/// with that it is there, and nobody had to wait for a step of its own.
+pub(super) struct Making<'a> {
+    rows: &'a [Row],
+    lora: &'a Lora<Factor<'a>>,
+    x: &'a [f32],
+    /// Columns of t in a part.
+    per: usize,
+    parts: Vec<OnceLock<Vec<f32>>>,
+    next: AtomicUsize,
+}
+
+impl<'a> Making<'a> {
+    pub fn new(rows: &'a [Row], lora: &'a Lora<Factor<'a>>, x: &'a [f32]) -> Self {
+        let per = columns_of_t(rows.len(), lora);
+        let parts = (0..lora.t_width()).step_by(per).map(|_| OnceLock::new()).collect();
+        Self { rows, lora, x, per, parts, next: AtomicUsize::new(0) }
+    }
+
+    /// The factors.
+    pub fn lora(&self) -> &'a Lora<Factor<'a>> {
+        self.lora
+    }
+
+    /// Makes parts for as long as there are any that nobody has begun.
+    pub fn help(&self) {
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = self.parts.get(index) else { return };
+            part.get_or_init(|| self.make(index));
+        }
+    }
+
+    /// All of t; waits for parts that others have begun. Making a part waits for nothing.
+    pub fn t(&self) -> Vec<f32> {
+        let width = self.lora.t_width();
+        let mut t = vec![0.0; self.rows.len() * width];
+        for (index, part) in self.parts.iter().enumerate() {
+            let made = part.get_or_init(|| self.make(index));
+            let (start, columns) = self.columns(index);
+            for (t, made) in t.chunks_mut(width).zip(made.chunks(columns)) {
+                t[start..][..columns].copy_from_slice(made);
+            }
+        }
+        t
+    }
+
+    /// The first column of a part, and how many it has.
+    fn columns(&self, index: usize) -> (usize, usize) {
+        let start = index * self.per;
+        (start, self.per.min(self.lora.t_width() - start))
+    }
+
+    fn make(&self, index: usize) -> Vec<f32> {
+        let (start, columns) = self.columns(index);
+        let mut t = vec![0.0; self.rows.len() * columns];
+        let Self { rows, lora, x, .. } = *self;
+        run(Down { rows, lora, x, t: Columns { start, rows: t.chunks_mut(columns).collect() } });
+        t
+    }
 }
 
 /// Some columns of t.

@@ -23,7 +23,7 @@ mod tile;
 pub use attend::attend;
 pub use gate::gate;
 pub use inputs::Precision;
-pub use lora::{Factor, Factors, lora_down, lora_embed};
+pub use lora::{Carried, Factor, Factors, lora_down, lora_embed};
 pub use lora_up::lora_up;
 pub use project::{GateUp, Project, gate_up, project};
 pub use rows::{RopeKv, activate, add, add_position, embed, kv_write, norm, rope, rope_kv, select};

@@ -1,11 +1,12 @@
 //! W x with its epilogues.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use wattle_shaders::Row;
 
 use super::inputs::{Lines, Precision};
-use super::lora::Factor;
+use super::lora::{Carried, Factor, Making};
 use super::lora_up::{Meanwhile, add_up, stretch};
 use super::math;
 use super::panel;
@@ -28,7 +29,7 @@ pub struct Project<'a> {
     /// b.
     pub bias: Option<&'a [f32]>,
     /// Factors and t.
-    pub lora: Option<(&'a Lora<Factor<'a>>, &'a [f32])>,
+    pub lora: Option<(&'a Lora<Factor<'a>>, Carried<'a>)>,
     /// Applied to the sum.
     pub activation: Option<Function>,
     /// r.
@@ -51,7 +52,7 @@ pub struct GateUp<'a> {
     /// f.
     pub function: Function,
     /// Factors and t.
-    pub lora: Option<(&'a Lora<Factor<'a>>, &'a [f32])>,
+    pub lora: Option<(&'a Lora<Factor<'a>>, Carried<'a>)>,
     /// Of x, where G and U are quantized.
     pub precision: Precision,
 }
@@ -99,18 +100,52 @@ fn block(outputs: usize, x: &Operand, matrices: usize) -> usize {
 /// `x` \[rows, inputs\], `y` \[rows, outputs\].
 pub fn project(op: &Project, x: &[f32], y: &mut [f32]) {
     let x = &Operand::new(x, &[op.weight], op.precision);
-    let per = block(op.outputs, x, 1);
+    let (per, lora) = (block(op.outputs, x, 1), &T::of(op.rows, op.lora));
     each(columns(y, op.outputs, per), |columns| {
+        lora.help();
         for mut columns in stretches(columns, op.lora) {
             let meanwhile = &mut meanwhile(op.rows, op.lora, &columns.range());
             linear(op.weight, op.bias, x, columns.start, &mut columns.rows, meanwhile);
-            run(ProjectEnd { op, columns });
+            run(ProjectEnd { op, lora: lora.get(), columns });
         }
     });
 }
 
+/// t, wherever it comes from.
+enum T<'a> {
+    None,
+    Made(&'a Lora<Factor<'a>>, &'a [f32]),
+    Making(Making<'a>, OnceLock<Vec<f32>>),
+}
+
+impl<'a> T<'a> {
+    fn of(rows: &'a [Row], lora: Option<(&'a Lora<Factor<'a>>, Carried<'a>)>) -> Self {
+        match lora {
+            None => Self::None,
+            Some((lora, Carried::Made(t))) => Self::Made(lora, t),
+            Some((lora, Carried::From(x))) => Self::Making(Making::new(rows, lora, x), OnceLock::new()),
+        }
+    }
+
+    /// Before W x: see [`Making::help`].
+    fn help(&self) {
+        if let Self::Making(making, _) = self {
+            making.help();
+        }
+    }
+
+    /// Behind W x.
+    fn get(&self) -> Option<(&Lora<Factor<'a>>, &[f32])> {
+        match self {
+            Self::None => None,
+            Self::Made(lora, t) => Some((lora, t)),
+            Self::Making(making, t) => Some((making.lora(), t.get_or_init(|| making.t()))),
+        }
+    }
+}
+
 /// Columns as they are computed one after the other.
-fn stretches<'a>(columns: Columns<'a>, lora: Option<(&Lora<Factor>, &[f32])>) -> Vec<Columns<'a>> {
+fn stretches<'a>(columns: Columns<'a>, lora: Option<(&Lora<Factor>, Carried)>) -> Vec<Columns<'a>> {
     match lora {
         Some((lora, _)) => columns.divide(stretch(lora)),
         None => vec![columns],
@@ -120,6 +155,7 @@ fn stretches<'a>(columns: Columns<'a>, lora: Option<(&Lora<Factor>, &[f32])>) ->
 /// What follows W x + b.
 struct ProjectEnd<'a> {
     op: &'a Project<'a>,
+    lora: Option<(&'a Lora<Factor<'a>>, &'a [f32])>,
     columns: Columns<'a>,
 }
 
@@ -128,8 +164,8 @@ impl Work for ProjectEnd<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { op, columns: Columns { start, rows: mut y } } = self;
-        if let Some((lora, t)) = op.lora {
+        let Self { op, lora, columns: Columns { start, rows: mut y } } = self;
+        if let Some((lora, t)) = lora {
             add_up(simd, lora, op.rows, t, start, &mut y);
         }
         for (line, y) in y.into_iter().enumerate() {
@@ -147,8 +183,9 @@ impl Work for ProjectEnd<'_> {
 /// `x` \[rows, inputs\], `y` \[rows, outputs\].
 pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
     let x = &Operand::new(x, &op.weights, op.precision);
-    let per = block(op.outputs, x, op.weights.len());
+    let (per, lora) = (block(op.outputs, x, op.weights.len()), &T::of(op.rows, op.lora));
     each(columns(y, op.outputs, per), |columns| {
+        lora.help();
         for mut columns in stretches(columns, op.lora) {
             let gate = columns.range();
             let mut up = vec![0.0; gate.len() * op.rows.len()];
@@ -157,7 +194,7 @@ pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
             let [of_gate, of_up] = &mut [&gate, &ups].map(|outputs| meanwhile(op.rows, op.lora, outputs));
             linear(op.weights[0], op.biases[0], x, columns.start, &mut columns.rows, of_gate);
             linear(op.weights[1], op.biases[1], x, columns.start, up, of_up);
-            run(GateUpEnd { op, columns, up });
+            run(GateUpEnd { op, lora: lora.get(), columns, up });
         }
     });
 }
@@ -165,6 +202,7 @@ pub fn gate_up(op: &GateUp, x: &[f32], y: &mut [f32]) {
 /// What follows G x + b_g and U x + b_u.
 struct GateUpEnd<'a, 'b> {
     op: &'a GateUp<'a>,
+    lora: Option<(&'a Lora<Factor<'a>>, &'a [f32])>,
     columns: Columns<'a>,
     up: &'a mut [&'b mut [f32]],
 }
@@ -174,8 +212,8 @@ impl Work for GateUpEnd<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { op, columns: Columns { start, rows: mut gate }, up } = self;
-        if let Some((lora, t)) = op.lora {
+        let Self { op, lora, columns: Columns { start, rows: mut gate }, up } = self;
+        if let Some((lora, t)) = lora {
             add_up(simd, lora, op.rows, t, start, &mut gate);
             add_up(simd, lora, op.rows, t, op.outputs + start, up);
         }
@@ -187,7 +225,7 @@ impl Work for GateUpEnd<'_, '_> {
 }
 
 /// What to fetch while W x is computed for some outputs.
-fn meanwhile(rows: &[Row], lora: Option<(&Lora<Factor>, &[f32])>, outputs: &Range<usize>) -> Meanwhile {
+fn meanwhile(rows: &[Row], lora: Option<(&Lora<Factor>, Carried)>, outputs: &Range<usize>) -> Meanwhile {
     match (rows, lora) {
         ([row], Some((lora, _))) => Meanwhile::new(lora, row, outputs),
         // A prompt's rows read them so often that only the first time counts.
@@ -272,6 +310,70 @@ impl<E: Element> Work for Floats<'_, '_, E> {
             products(simd, matrix, cols, rows, cols, x, &mut |line, row, sum| {
                 y[block * LINES + line][done + row] = sum;
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+    use wattle_shaders::{FactorType, LayerMask};
+
+    use super::super::lora::{Factors, lora_down};
+    use super::*;
+    use crate::{Pair, Target};
+
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 29 + 7) % 64) as f32 / 32.0 - 1.0).collect()
+    }
+
+    /// Rows of two adapters and of none.
+    fn rows(count: usize) -> Vec<Row> {
+        let row = |i: usize| Row {
+            slot: i as u32 % 2,
+            lora: LayerMask::of(if i % 3 == 2 { 0..0 } else { 1..2 }).words(),
+            ..Row::prompt(0, 0, 0)
+        };
+        (0..count).map(row).collect()
+    }
+
+    #[test]
+    fn t_is_the_same_wherever_it_is_made() {
+        let (cols, outputs) = (1000, 340);
+        let stored: Vec<f16> = numbers(outputs * cols).into_iter().map(f16::from_f32).collect();
+        for rank in [1, 5, 48] {
+            let factors = [FactorType::F16, FactorType::F32].map(|kept| {
+                let (a, b) = (numbers(rank * cols), numbers(outputs * rank));
+                (Factors::down(&a, kept), Factors::up(&b, rank, kept))
+            });
+            let pair =
+                |slot: usize| Some(Pair { rank, a: factors[slot].0.view(), b: factors[slot].1.view() });
+            let target = Target { start: 0, rows: outputs, slots: vec![pair(0), pair(1)] };
+            let lora = Lora { layer: 1, cols, rank: 48, part: cols, targets: vec![target] };
+            for (lines, threads) in [(1, 1), (1, 3), (4, 2), (8, 4)] {
+                let (x, rows) = (numbers(lines * cols), rows(lines));
+                let mut t = vec![0.0; lines * lora.t_width()];
+                let weight = Weight { cols, order: None, parts: vec![(0, Stored::F16(&stored))] };
+                let op = |carried| Project {
+                    rows: &rows,
+                    weight: &weight,
+                    outputs,
+                    bias: None,
+                    lora: Some((&lora, carried)),
+                    activation: None,
+                    residual: None,
+                    precision: Precision::Exact,
+                };
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+                let [mut made, mut beside] = [(); 2].map(|()| vec![f32::NAN; lines * outputs]);
+                pool.install(|| {
+                    lora_down(&rows, &lora, &x, &mut t);
+                    project(&op(Carried::Made(&t)), &x, &mut made);
+                    project(&op(Carried::From(&x)), &x, &mut beside);
+                });
+                assert!(made == beside, "rank {rank}, {lines} lines, {threads} threads");
+                assert!(made.iter().all(|y| y.is_finite()));
+            }
         }
     }
 }

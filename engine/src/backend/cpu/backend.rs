@@ -6,6 +6,7 @@ use std::sync::Arc;
 use wattle_kernels_cpu::State;
 use wattle_shaders::Sampled;
 
+use super::fast;
 use super::layout::Activations;
 use super::slot::Slot;
 use super::{CpuBackend, CpuOptions, KvCache, Prepared};
@@ -82,6 +83,7 @@ impl Backend for CpuBackend {
             plan: Arc::clone(plan),
             limits: validate::StepLimits::of(plan, capacity),
             activations,
+            left: fast::left_to_next(plan),
             angles: plan.rope.as_ref().map(|table| self.angles(table)),
             timings: plan.ops.iter().map(timing).collect(),
         };

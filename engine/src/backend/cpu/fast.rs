@@ -1,6 +1,6 @@
 //! Runs one op with its fast kernel.
 
-use wattle_kernels_cpu::fast::{self, Factor, GateUp, Project, RopeKv};
+use wattle_kernels_cpu::fast::{self, Carried, Factor, GateUp, Project, RopeKv};
 use wattle_kernels_cpu::gate::Gate;
 use wattle_kernels_cpu::norm::Norm;
 use wattle_kernels_cpu::rope::Angles;
@@ -10,7 +10,7 @@ use wattle_shaders::Sampled;
 use super::op::{Io, function};
 use crate::error::Result;
 use crate::model::{NormKind, NormWeights, Vector, weight};
-use crate::plan::{Op, OpKind, Site};
+use crate::plan::{Op, OpKind, Plan, Site};
 
 fn values<V: std::ops::Deref<Target = Vector>>(vector: &Option<V>) -> Option<&[f32]> {
     vector.as_ref().map(|vector| &vector.values[..])
@@ -43,11 +43,31 @@ pub(super) fn has(op: &Op) -> bool {
     op.carry.is_none() && whole && known
 }
 
+/// Rows up to which t = A x is made beside W x, by the same threads: what they save is the hand-off of a step of its own.
+pub(super) const FEW: usize = 8;
+
+/// Which ops of a plan only make t for the op right behind them, which then can make it itself.
+pub(super) fn left_to_next(plan: &Plan) -> Vec<bool> {
+    let readers = |t| plan.ops.iter().filter(|op| op.inputs.contains(&t)).count();
+    let left = |pair: &[Op]| {
+        let carries = match &pair[1].kind {
+            OpKind::Project(op) => op.lora.is_some(),
+            OpKind::GateUp(op) => op.lora.is_some(),
+            _ => false,
+        };
+        let made = pair[0].output.filter(|_| matches!(pair[0].kind, OpKind::LoraDown { .. }) && carries);
+        made.is_some_and(|t| pair[1].inputs[..2] == [pair[0].inputs[0], t] && readers(t) == 1)
+            && pair.iter().all(has)
+    };
+    plan.ops.windows(2).map(left).chain([false]).collect()
+}
+
 /// Runs `op`; what it draws, if it samples.
 pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
     let y = std::mem::take(&mut io.output);
     let x = |index: usize| io.inputs[index];
     let (rows, width) = (io.rows, io.width);
+    let carried = || if io.makes_t { Carried::From(x(0)) } else { Carried::Made(x(1)) };
     match &op.kind {
         OpKind::Embed { table } => fast::embed(rows, &weight(table)?, io.states, y),
         OpKind::AddPosition { table, offset } => fast::add_position(rows, *offset, &weight(table)?, x(0), y),
@@ -59,7 +79,7 @@ pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
                 weight: &weight(&op.weight)?,
                 outputs: op.weight.rows,
                 bias: values(&op.bias),
-                lora: lora.as_ref().map(|lora| (lora, x(1))),
+                lora: lora.as_ref().map(|lora| (lora, carried())),
                 activation: op.activation.map(function),
                 residual: op.residual.then(|| x(io.inputs.len() - 1)),
                 precision: io.precision,
@@ -86,7 +106,7 @@ pub(super) fn run(op: &Op, mut io: Io) -> Result<Vec<Sampled>> {
                 outputs: op.gate.rows,
                 biases: [values(&op.gate_bias), values(&op.up_bias)],
                 function: function(op.function),
-                lora: lora.as_ref().map(|lora| (lora, x(1))),
+                lora: lora.as_ref().map(|lora| (lora, carried())),
                 precision: io.precision,
             };
             fast::gate_up(&gate_up, x(0), y);

@@ -82,10 +82,21 @@ struct Prepared {
     plan: Arc<Plan>,
     limits: validate::StepLimits,
     activations: Activations,
+    /// Per op: see [`fast::left_to_next`].
+    left: Vec<bool>,
     /// Cosines and sines of all positions, see [`RopeTable::values`]; shared by plans of the same angles.
     angles: Option<(RopeTable, Arc<Vec<f32>>)>,
     /// Per op.
     timings: Vec<Timing>,
+}
+
+/// How an op is run.
+#[derive(Clone, Copy)]
+struct Way {
+    /// By its twin, over counting views.
+    count: bool,
+    /// With the t that the op before it would have made.
+    makes_t: bool,
 }
 
 /// What a pass over some ops leaves.
@@ -176,8 +187,21 @@ impl CpuBackend {
         let mut work = || {
             let mut outcome = Outcome::default();
             let mut step = Cow::Borrowed(step);
+            // Taps see every op; counts are those of the twins.
+            let leaves =
+                taps.is_empty() && !count && self.options.mode == Mode::Fast && step.rows.len() <= fast::FEW;
             for index in range.clone() {
-                self.run_op(handle, &step, index, count, &mut outcome)?;
+                let left = |index: usize| {
+                    leaves
+                        && range.contains(&index)
+                        && range.contains(&(index + 1))
+                        && self.plans[handle.0].left[index]
+                };
+                if left(index) {
+                    continue;
+                }
+                let makes_t = index.checked_sub(1).is_some_and(left);
+                self.run_op(handle, &step, index, Way { count, makes_t }, &mut outcome)?;
                 let plan = &self.plans[handle.0];
                 if let (OpKind::Gate(gate), Some(scores)) =
                     (&plan.plan.ops[index].kind, plan.plan.ops[index].output)
@@ -208,7 +232,7 @@ impl CpuBackend {
         handle: PlanHandle,
         step: &Step,
         index: usize,
-        count: bool,
+        Way { count, makes_t }: Way,
         outcome: &mut Outcome,
     ) -> Result<()> {
         let prepared = &mut self.plans[handle.0];
@@ -238,6 +262,7 @@ impl CpuBackend {
             samples: &step.samples,
             inputs: op.inputs.iter().map(input).collect(),
             width: op.inputs.first().map_or(0, |&id| plan.tensor(id).width),
+            makes_t,
             output: output.as_mut().map_or(&mut [], |buffer| &mut buffer.values_mut()[..rows.len() * width]),
             carried: carried
                 .as_mut()

@@ -23,6 +23,8 @@ pub(super) struct Io<'a> {
     /// Width of the first input.
     pub width: usize,
     pub output: &'a mut [f32],
+    /// Whether the op makes the t that it reads: the op before it did not run.
+    pub makes_t: bool,
     /// The t that the op carries.
     pub carried: &'a mut [f32],
     /// K and V of the op's layer.
