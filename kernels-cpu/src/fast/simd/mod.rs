@@ -5,6 +5,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(test)]
+mod tests;
 
 use half::{bf16, f16};
 
@@ -198,43 +200,4 @@ pub(super) fn run_all<W: Work + Copy>(work: W) -> Vec<W::Output> {
         outputs.push(work.run(avx512::Avx512::<true>(())));
     }
     outputs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Sums and conversions.
-    #[derive(Clone, Copy)]
-    struct Check;
-
-    impl Work for Check {
-        type Output = ();
-
-        #[inline(always)]
-        fn run<S: Simd>(self, simd: S) {
-            let numbers: [f32; LANES] = std::array::from_fn(|i| i as f32 - 3.5);
-            // Each addition rounds: only the documented order gives this sum.
-            let uneven = numbers.map(|x| x / 3.0);
-            assert_eq!(simd.sum(simd.load(&uneven)).to_bits(), Portable.sum(uneven).to_bits());
-            let ones = simd.splat(1.0);
-            for vector in [
-                simd.load(&numbers),
-                simd.load_f16(&numbers.map(f16::from_f32)),
-                simd.load_bf16(&numbers.map(bf16::from_f32)),
-                simd.fma(simd.load_i8(&numbers.map(|x| (2.0 * x) as i8)), simd.splat(0.5), simd.zero()),
-            ] {
-                assert_eq!(simd.sum(simd.fma(vector, ones, ones)), 120.0 - 16.0 * 2.5);
-                let mut stored = [0.0; LANES];
-                simd.store(vector, &mut stored);
-                assert_eq!(stored, numbers);
-            }
-            assert_eq!((simd.sum(simd.zero()), simd.mul_add(2.0, 3.0, 4.0)), (0.0, 10.0));
-        }
-    }
-
-    #[test]
-    fn every_instruction_set_computes_the_same() {
-        run_all(Check);
-    }
 }

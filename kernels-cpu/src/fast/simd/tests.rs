@@ -1,0 +1,125 @@
+//! Instruction sets against each other.
+
+use super::*;
+use crate::panels::{BLOCK, NF4};
+
+fn lanes<S: Simd>(simd: S, vector: S::Vector) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    simd.store(vector, &mut lanes);
+    lanes
+}
+
+/// Sums and conversions.
+#[derive(Clone, Copy)]
+struct Check;
+
+impl Work for Check {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let numbers: [f32; LANES] = std::array::from_fn(|i| i as f32 - 3.5);
+        // Each addition rounds: only the documented order gives this sum.
+        let uneven = numbers.map(|x| x / 3.0);
+        assert_eq!(simd.sum(simd.load(&uneven)).to_bits(), Portable.sum(uneven).to_bits());
+        let ones = simd.splat(1.0);
+        for vector in [
+            simd.load(&numbers),
+            simd.load_f16(&numbers.map(f16::from_f32)),
+            simd.load_bf16(&numbers.map(bf16::from_f32)),
+            simd.fma(simd.load_i8(&numbers.map(|x| (2.0 * x) as i8)), simd.splat(0.5), simd.zero()),
+        ] {
+            assert_eq!(simd.sum(simd.fma(vector, ones, ones)), 120.0 - 16.0 * 2.5);
+            assert_eq!(lanes(simd, vector), numbers);
+        }
+        assert_eq!((simd.sum(simd.zero()), simd.mul_add(2.0, 3.0, 4.0)), (0.0, 10.0));
+    }
+}
+
+/// What codes mean, and products at the ends of their ranges.
+#[derive(Clone, Copy)]
+struct Codes;
+
+impl Work for Codes {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let words: Words = std::array::from_fn(|i| (i * 37 + 11) as u8);
+        for shift in (0..32).step_by(4) {
+            assert_eq!(lanes(simd, simd.nibbles(&words, shift)), Portable.nibbles(&words, shift));
+            assert_eq!(lanes(simd, simd.lookup(&NF4, &words, shift)), Portable.lookup(&NF4, &words, shift));
+        }
+        for shift in (0..32).step_by(8) {
+            assert_eq!(lanes(simd, simd.bytes(&words, shift)), Portable.bytes(&words, shift));
+        }
+        for bytes in words.as_chunks().0 {
+            assert_eq!(lanes(simd, simd.load_u8(bytes)), bytes.map(f32::from));
+        }
+        let above = if S::ABOVE { 128 } else { 0 };
+        for (code, x) in [0, 0x7f, 0x80, 0xff].into_iter().flat_map(|code| [(code, -127), (code, 127)]) {
+            let (inputs, x) = ([[x; 4]; BLOCK / 4], i32::from(x));
+            let start = [simd.ints(7 - above * 32 * x)];
+            let [sums] = simd.dots_8(&[[code; 4 * LANES]; 8], [&inputs], start);
+            let expected = 7 + 32 * x * i32::from(code as i8);
+            assert_eq!(lanes(simd, simd.floats(sums)), [expected as f32; LANES], "{code} {x}");
+            let [sums] = simd.dots_4(&[[code; 4 * LANES]; 4], [&inputs], [simd.ints(7)]);
+            let expected = 7 + 16 * x * i32::from(code % 16 + code / 16);
+            assert_eq!(lanes(simd, simd.floats(sums)), [expected as f32; LANES], "{code} {x}");
+        }
+    }
+}
+
+/// All numbers of 16 bits.
+#[derive(Clone, Copy)]
+struct Halves;
+
+impl Work for Halves {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for first in (0..=u16::MAX).step_by(LANES) {
+            let bits: [u16; LANES] = std::array::from_fn(|i| first + i as u16);
+            let (f16s, bf16s) = (bits.map(f16::from_bits), bits.map(bf16::from_bits));
+            let f16_pairs = lanes(simd, simd.load_f16(&f16s)).into_iter().zip(f16s.map(f16::to_f32));
+            let bf16_pairs = lanes(simd, simd.load_bf16(&bf16s)).into_iter().zip(bf16s.map(bf16::to_f32));
+            for (loaded, exact) in f16_pairs.chain(bf16_pairs) {
+                assert!(loaded.to_bits() == exact.to_bits() || loaded.is_nan() && exact.is_nan(), "{exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set_computes_the_same() {
+    run_all(Check);
+}
+
+#[derive(Clone, Copy)]
+struct Name;
+
+impl Work for Name {
+    type Output = &'static str;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Self::Output {
+        std::any::type_name::<S>()
+    }
+}
+
+#[test]
+fn the_best_of_all_is_in_use() {
+    println!("{}", instruction_set());
+    assert_eq!(run_all(Name).last(), Some(&run(Name)));
+}
+
+#[test]
+fn codes_mean_the_same_on_every_instruction_set() {
+    run_all(Codes);
+}
+
+#[test]
+fn halves_are_loaded_exactly() {
+    run_all(Halves);
+}
