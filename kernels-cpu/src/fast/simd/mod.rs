@@ -4,9 +4,14 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
+
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 
 use half::{bf16, f16};
 
@@ -134,6 +139,17 @@ fn has_vnni() -> bool {
     has_avx512() && is_x86_feature_detected!("avx512vnni")
 }
 
+/// Everywhere but in miri, which does not know all of its instructions.
+#[cfg(target_arch = "aarch64")]
+fn has_neon() -> bool {
+    is_aarch64_feature_detected!("neon") && !cfg!(miri)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn has_dot_products() -> bool {
+    has_neon() && is_aarch64_feature_detected!("dotprod")
+}
+
 /// Runs `work` with the best instruction set of the machine.
 pub(super) fn run<W: Work>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
@@ -163,6 +179,21 @@ pub(super) fn run<W: Work>(work: W) -> W::Output {
             return unsafe { avx2(work) };
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    {
+        #[target_feature(enable = "dotprod")]
+        fn dot_products<W: Work>(work: W) -> W::Output {
+            work.run(neon::Neon::<true>(()))
+        }
+        if has_dot_products() {
+            // SAFETY: the machine has this feature.
+            return unsafe { dot_products(work) };
+        }
+        if has_neon() {
+            // Code for this architecture is compiled for NEON as it is.
+            return work.run(neon::Neon::<false>(()));
+        }
+    }
     work.run(Portable)
 }
 
@@ -178,6 +209,15 @@ pub fn instruction_set() -> &'static str {
         }
         if has_avx2() {
             return "AVX2";
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        if has_dot_products() {
+            return "NEON dot product";
+        }
+        if has_neon() {
+            return "NEON";
         }
     }
     "portable"
@@ -198,6 +238,14 @@ pub(super) fn run_all<W: Work + Copy>(work: W) -> Vec<W::Output> {
     #[cfg(target_arch = "x86_64")]
     if has_vnni() {
         outputs.push(work.run(avx512::Avx512::<true>(())));
+    }
+    #[cfg(target_arch = "aarch64")]
+    if has_neon() {
+        outputs.push(work.run(neon::Neon::<false>(())));
+    }
+    #[cfg(target_arch = "aarch64")]
+    if has_dot_products() {
+        outputs.push(work.run(neon::Neon::<true>(())));
     }
     outputs
 }
