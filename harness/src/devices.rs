@@ -48,10 +48,14 @@ fn simd() -> Vec<&'static str> {
     found.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }
 
-/// NEON is part of the architecture.
+/// The extensions that matter to kernels, of those that this processor has.
 #[cfg(target_arch = "aarch64")]
 fn simd() -> Vec<&'static str> {
-    vec!["neon"]
+    let found = [
+        ("neon", std::arch::is_aarch64_feature_detected!("neon")),
+        ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod")),
+    ];
+    found.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
