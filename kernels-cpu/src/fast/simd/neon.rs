@@ -176,7 +176,8 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         )
     }
 
-    /// Without dot products: a product is at most 128 · 127, so that two of them fit 16 bits.
+    /// Both operands are signed, so that codes stay what they are. Without dot products: a product is at most 128 · 127, so
+    /// that two of them fit 16 bits.
     #[inline(always)]
     fn dots_8<const N: usize>(
         self,

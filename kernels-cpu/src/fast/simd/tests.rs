@@ -19,8 +19,8 @@ impl Work for Check {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let numbers: [f32; LANES] = std::array::from_fn(|i| i as f32 - 3.5);
-        // Each addition rounds: only the documented order gives this sum.
-        let uneven = numbers.map(|x| x / 3.0);
+        // Each addition rounds: no other order that one might think of gives this sum.
+        let uneven = std::array::from_fn(|i| ((i * 37 + 11) % 101) as f32 / 11.0);
         assert_eq!(simd.sum(simd.load(&uneven)).to_bits(), Portable.sum(uneven).to_bits());
         let ones = simd.splat(1.0);
         for vector in [
@@ -33,6 +33,22 @@ impl Work for Check {
             assert_eq!(lanes(simd, vector), numbers);
         }
         assert_eq!((simd.sum(simd.zero()), simd.mul_add(2.0, 3.0, 4.0)), (0.0, 10.0));
+    }
+}
+
+/// a² − 1 − 2⁻¹¹ for a = 1 + 2⁻¹²: 2⁻²⁴ if that is rounded once, 0 if twice.
+#[derive(Clone, Copy)]
+struct Square;
+
+impl Work for Square {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let (a, b) = (1.0 + 2.0_f32.powi(-12), -1.0 - 2.0_f32.powi(-11));
+        let square = simd.mul_add(a, a, b);
+        assert_eq!(lanes(simd, simd.fma(simd.splat(a), simd.splat(a), simd.splat(b))), [square; LANES]);
+        square
     }
 }
 
@@ -94,6 +110,12 @@ impl Work for Halves {
 #[test]
 fn every_instruction_set_computes_the_same() {
     run_all(Check);
+}
+
+#[test]
+fn all_extensions_round_a_product_and_its_sum_once() {
+    let squares = run_all(Square);
+    assert!(squares[1..].iter().all(|&square| square == 2.0_f32.powi(-24)), "{squares:?}");
 }
 
 #[derive(Clone, Copy)]
