@@ -56,7 +56,7 @@ pub struct ServiceLoad {
 
 /// Owns the thread that owns the engine. Dropping it cancels what runs and waits for the thread.
 ///
-/// It tells the [`metrics`] facade:
+/// It tells the facade of the crate `metrics`:
 ///
 /// | name | kind | is |
 /// |---|---|---|
