@@ -104,8 +104,14 @@ impl Runtime {
     ) -> Result<Self> {
         let (mut base_plan, mut adapted_plan) = compile(model, options, needs.lora);
         let capacity = capacity(&adapted_plan, options, needs.context)?;
-        let another = before.map(|before| before.backend.another(capacity)).transpose()?.flatten();
-        let mut backend = another.map_or_else(|| backend::create(options, capacity), Ok)?;
+        let mut backend = match before.map_or(Ok(None), |before| before.backend.another(capacity)) {
+            Ok(Some(another)) => another,
+            Ok(None) => backend::create(options, capacity)?,
+            Err(error) => {
+                tracing::warn!(%error, "the device does not go on: it is opened anew");
+                backend::create(options, capacity)?
+            }
+        };
         if options.backend == BackendChoice::Auto && backend.kind() == "cpu" {
             let options = EngineOptions { backend: BackendChoice::Cpu, ..options.clone() };
             (base_plan, adapted_plan) = compile(model, &options, needs.lora);
@@ -120,12 +126,15 @@ impl Runtime {
         let gated = options.gate.as_ref().filter(|_| lora).map(|gate| prepare(adapted_plan.with_gate(gate)));
         let gated = gated.transpose()?;
         let adapted = if lora { Some(prepare(adapted_plan)?) } else { None };
-        let ledger = Ledger::new(
+        let mut ledger = Ledger::new(
             &mut *backend,
             &capacity,
             options.share_prefixes,
             options.gate.as_ref().map(|gate| gate.digest()),
         )?;
+        if let Some(before) = before {
+            ledger.know_all(&before.ledger);
+        }
         let gates = options.gate.is_some();
         let mut runtime = Self {
             backend,

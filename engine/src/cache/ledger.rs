@@ -73,6 +73,11 @@ impl Ledger {
         }
     }
 
+    /// Notes the digests that another ledger knows.
+    pub fn know_all(&mut self, other: &Self) {
+        self.digests.clone_from(&other.digests);
+    }
+
     /// Begins a sequence with what it finds of its prompt, whose rows are given: how many positions that is. `None`
     /// when there is no room now. See [`Pages::start`].
     ///

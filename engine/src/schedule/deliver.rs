@@ -45,6 +45,8 @@ impl Scheduler {
                     self.cancel(job, host);
                     return Ok(());
                 }
+                // It has said all that it will.
+                Control::Switch(_) if end.is_some() => {}
                 Control::Switch(lora) => match self.switch(at, &lora, host) {
                     Ok(()) => {}
                     Err(error @ Error::Device { .. }) => return Err(error),

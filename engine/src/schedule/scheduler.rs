@@ -172,8 +172,10 @@ impl Scheduler {
             let candidates = self.jobs.iter().filter_map(|(&number, job)| job.candidate(number));
             let mut candidates: Vec<Candidate> = candidates.collect();
             order::sort(&mut candidates);
+            candidates.retain(|candidate| candidate.is_overdue() || !self.waits(candidate.job));
+            candidates.truncate(TRIES);
             let mut progress = false;
-            for candidate in candidates.into_iter().take(TRIES) {
+            for candidate in candidates {
                 match self.begin(candidate.job, now, host)? {
                     Begin::Begun | Begin::Failed => progress = true,
                     Begin::Later if candidate.is_overdue() => {}
@@ -191,15 +193,20 @@ impl Scheduler {
     /// Begins a request's next path, if what it needs is to be had. That is not asked again before there may be more room:
     /// asking fills a slot and looks through a whole prompt.
     fn begin(&mut self, number: u64, now: Duration, host: &mut dyn Host) -> Result<Begin> {
-        let released = self.released;
-        if self.jobs.get(&number).is_some_and(|job| job.waits_since == Some(released)) {
+        if self.waits(number) {
             return Ok(Begin::Later);
         }
+        let released = self.released;
         let begin = self.try_begin(number, now, host)?;
         if let Some(job) = self.jobs.get_mut(&number) {
             job.waits_since = matches!(begin, Begin::Later).then_some(released);
         }
         Ok(begin)
+    }
+
+    /// Whether there was no room for a request, and is no more since.
+    fn waits(&self, number: u64) -> bool {
+        self.jobs.get(&number).is_some_and(|job| job.waits_since == Some(self.released))
     }
 
     fn try_begin(&mut self, number: u64, now: Duration, host: &mut dyn Host) -> Result<Begin> {

@@ -120,8 +120,8 @@ impl Client {
         self.add_adapter(read_adapters(&[(dir.as_ref(), scale)], &self.shared.spec)?)
     }
 
-    /// Adds an adapter that is in memory already. What is to be read and laid out of it is, here: those who run wait for
-    /// no more than its way to the device.
+    /// Adds an adapter that is in memory already. It is read, and on a CPU laid out, here: those who run wait only for its
+    /// way into a slot, and, where there is no slot for one more, for everything to be made anew.
     ///
     /// # Errors
     /// As [`Self::load_adapter`].
@@ -196,6 +196,7 @@ pub struct Tokens {
     ticket: u64,
     messages: mpsc::Receiver<Message>,
     commands: mpsc::Sender<Command>,
+    /// Whether it has ended, or was asked to.
     cancelled: Cell<bool>,
     result: Option<Result<Generation>>,
 }
@@ -230,6 +231,7 @@ impl Iterator for Tokens {
         match self.messages.recv() {
             Ok(Message::Token(token)) => Some(token),
             Ok(Message::Done(result)) => {
+                self.cancelled.set(true);
                 self.result = Some(result);
                 None
             }
@@ -240,9 +242,7 @@ impl Iterator for Tokens {
 
 impl Drop for Tokens {
     fn drop(&mut self) {
-        if self.result.is_none() {
-            self.cancel();
-        }
+        self.cancel();
     }
 }
 

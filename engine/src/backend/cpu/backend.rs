@@ -50,6 +50,9 @@ impl Backend for CpuBackend {
 
     fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
         let new = Self::new(CpuOptions { capacity, ..self.options })?;
+        if let Some(packs) = &self.packs {
+            self.slots.values().for_each(|slot| packs.keep(slot));
+        }
         Ok(Some(Box::new(Self { packs: self.packs.clone(), ..new })))
     }
 

@@ -187,9 +187,9 @@ impl CpuBackend {
         let mut work = || {
             let mut outcome = Outcome::default();
             let mut step = Cow::Borrowed(step);
-            // Taps see every op; counts are those of the twins.
-            let leaves =
-                taps.is_empty() && !count && self.options.mode == Mode::Fast && step.rows.len() <= fast::FEW;
+            // Taps and timings are of every op, counts those of the twins.
+            let every = !taps.is_empty() || self.timing || count || self.options.mode != Mode::Fast;
+            let leaves = !every && step.rows.len() <= fast::FEW;
             for index in range.clone() {
                 let left = |index: usize| {
                     leaves

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::slot::{PackedFactors, pack};
+use super::slot::{PackedFactors, Slot, pack};
 use crate::adapter::Factors;
 use crate::backend::Pack;
 use crate::error::Result;
@@ -36,6 +36,21 @@ impl Packs {
         }
     }
 
+    /// Keeps what a slot had of these factors for another slot.
+    pub fn keep(&self, slot: &Slot) {
+        if let Some(packed) = slot.packed_factors(self.kept) {
+            self.put(&slot.factors, Arc::clone(packed));
+        }
+    }
+
+    /// Once only: adapters may share their factors.
+    fn put(&self, factors: &Arc<Factors>, packed: PackedFactors) {
+        let (mut ready, factors) = (self.lock(), Arc::downgrade(factors));
+        if !ready.iter().any(|(known, _)| known.ptr_eq(&factors)) {
+            ready.push((factors, packed));
+        }
+    }
+
     /// Without those whose factors are gone.
     fn lock(&self) -> MutexGuard<'_, Vec<(Weak<Factors>, PackedFactors)>> {
         // A list is whole even where a thread panicked while it held the lock.
@@ -47,8 +62,10 @@ impl Packs {
 
 impl Pack for Packs {
     fn pack(&self, factors: &Arc<Factors>) -> Result<()> {
-        let packed = pack(factors, self.kept)?;
-        self.lock().push((Arc::downgrade(factors), packed));
+        let known = |(known, _): &(Weak<_>, _)| known.ptr_eq(&Arc::downgrade(factors));
+        if !self.lock().iter().any(known) {
+            self.put(factors, pack(factors, self.kept)?);
+        }
         Ok(())
     }
 }
@@ -67,8 +84,10 @@ mod tests {
         let factors = || Arc::new(Factors { pairs: BTreeMap::from([(place, pair.clone())]) });
         let packs = Packs::new(FactorType::F16);
         let [one, other] = [factors(), factors()];
-        packs.pack(&one).expect("memory");
-        packs.pack(&other).expect("memory");
+        for factors in [&one, &one, &other] {
+            packs.pack(factors).expect("memory");
+        }
+        assert_eq!(packs.lock().len(), 2);
         let ready = |packs: &Packs, factors: &Arc<Factors>| {
             let list = packs.lock();
             let found = list.iter().find(|(known, _)| known.ptr_eq(&Arc::downgrade(factors)));

@@ -154,7 +154,7 @@ fn norm<'a>(
     Norm { width, center: kind == NormKind::Layer, eps, weight: read(&views[0]), bias: read(&views[1]) }
 }
 
-/// Runs `op`; what it draws, if it samples.
+/// Runs `op`; what it draws, if it samples. Long because there is one arm for each kind of op.
 pub(super) fn run<'a>(op: &'a Op, mut io: Io<'a>, tally: Option<&'a Tally>) -> Result<Vec<Sampled>> {
     let views = Views(tally);
     let inputs: Vec<Floats> = io.inputs.iter().map(|x| views.floats(x, Class::ActivationRead)).collect();

@@ -73,9 +73,14 @@ impl Slot {
         Ok(())
     }
 
+    /// All factors, packed so.
+    pub fn packed_factors(&self, kept: FactorType) -> Option<&PackedFactors> {
+        self.packed.get(&kept)
+    }
+
     /// The factors of a place, packed so.
     pub fn packed(&self, place: &Place, kept: FactorType) -> Option<&Packed> {
-        self.packed.get(&kept)?.get(place)
+        self.packed_factors(kept)?.get(place)
     }
 
     /// Bytes of the factors as the kernels read them.

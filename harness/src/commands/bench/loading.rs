@@ -51,8 +51,13 @@ fn longest_pause(
     let from = Instant::now();
     changes(client)?;
     let to = Instant::now();
-    // The token that was under way when the last change was done.
-    all.extend(times.iter().take_while(|&time| time < to));
+    // As far as the token that was under way when the last change was done.
+    for time in &times {
+        all.push(time);
+        if time >= to {
+            break;
+        }
+    }
     path.cancel();
     all.extend(times.iter());
     path.wait()?;

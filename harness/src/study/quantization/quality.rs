@@ -36,7 +36,7 @@ fn formats() -> impl Iterator<Item = Format> {
     SWEEP.into_iter().take(1).chain([OUTSIDE]).chain(SWEEP.into_iter().skip(2))
 }
 
-/// Fast precision is another arithmetic only where something is quantized.
+/// Fast precision is another arithmetic where weights are quantized (and keeps factors as f16: that is not shown alone).
 fn precisions(format: Format) -> &'static [Precision] {
     let both = &[Precision::Exact, Precision::Fast];
     if format.kept == Kept::Wide { &both[..1] } else { both }
@@ -107,7 +107,9 @@ fn loss(logits: &Logits, ids: &[Vec<u32>]) -> f64 {
 fn moved(now: &Logits, then: &Logits) -> f64 {
     let largest = then.iter().flatten().fold(0.0_f32, |most, x| most.max(x.abs()));
     let pairs = now.iter().flatten().zip(then.iter().flatten());
-    f64::from(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)) / f64::from(largest)
+    // NaN, once there, stays.
+    let further = |most: f32, x: f32| if most.is_nan() || most >= x { most } else { x };
+    f64::from(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, further)) / f64::from(largest)
 }
 
 /// Formats on random weights, whose logits no training has made robust.
