@@ -100,6 +100,10 @@ impl Args {
     }
 }
 
+/// Columns of a record.
+const HEADER: &str = "shape,quant,threads,test,wattle_tokens_per_second,llama_cpp_tokens_per_second,ratio,ratio_min,ratio_max,\
+                      wattle_weight_bytes,llama_cpp_weight_bytes,wattle_instructions,llama_cpp_system";
+
 /// How far the bytes of both sides' weights may be apart.
 const MOST_BYTES_APART: f64 = 0.01;
 
@@ -275,14 +279,13 @@ impl Line {
 
     /// A line of what was measured, and with what on both sides.
     fn append(&self, args: &Args, setting: &Setting, record: &Path) -> Result<()> {
-        let new = !record.exists();
+        let before = std::fs::read_to_string(record).unwrap_or_default();
+        if before.lines().next().is_some_and(|first| first != HEADER) {
+            return Err(format!("{}: its columns are others than {HEADER}", record.display()).into());
+        }
         let mut file = std::fs::File::options().create(true).append(true).open(record)?;
-        if new {
-            writeln!(
-                file,
-                "shape,quant,threads,test,wattle_tokens_per_second,llama_cpp_tokens_per_second,ratio,ratio_min,ratio_max,\
-                 wattle_weight_bytes,llama_cpp_weight_bytes,wattle_instructions,llama_cpp_system"
-            )?;
+        if before.is_empty() {
+            writeln!(file, "{HEADER}")?;
         }
         let ([ours, theirs], [median, low, high]) = (self.rates, self.ratios);
         let Args { shape, quant, threads, .. } = args;

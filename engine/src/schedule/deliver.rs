@@ -32,7 +32,7 @@ impl Scheduler {
         }
         self.drawn += 1;
         // Whoever has a prompt like this one's can share it from now on.
-        self.released += u64::from(sequence.first_token.is_none());
+        self.released += u64::from(!std::mem::replace(&mut sequence.shareable, true));
         let mut end = None;
         for delivered in sequence.accept(sampled, now) {
             let crate::schedule::sequence::Delivered { token, logprob, text, finish } = delivered;

@@ -87,6 +87,8 @@ pub(crate) struct Sequence {
     stop: StopMatcher,
     text: String,
     logprobs: Vec<f32>,
+    /// Whether its prompt was run, on this device, and noticed as one that others can share.
+    pub shareable: bool,
     pub first_token: Option<Duration>,
     pub last_token: Option<Duration>,
     pub lora_layers: [u64; 2],
@@ -120,6 +122,7 @@ impl Sequence {
             stop: StopMatcher::new(&request.stop),
             text: String::new(),
             logprobs: Vec::new(),
+            shareable: false,
             first_token: None,
             last_token: None,
             lora_layers: [0; 2],
@@ -208,6 +211,7 @@ impl Sequence {
     /// drawn and not collected is drawn again, and comes out the same.
     pub fn restart(&mut self) {
         (self.planned, self.waits_for_copy, self.waits_for_room) = (0, false, true);
+        self.shareable = false;
     }
 
     /// Tokens that were drawn and not yet collected.

@@ -4,13 +4,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 use std::arch::is_aarch64_feature_detected;
 
 use half::{bf16, f16};
@@ -140,12 +140,12 @@ fn has_vnni() -> bool {
 }
 
 /// Everywhere but in miri, which does not know all of its instructions.
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 fn has_neon() -> bool {
     is_aarch64_feature_detected!("neon") && !cfg!(miri)
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 fn has_dot_products() -> bool {
     has_neon() && is_aarch64_feature_detected!("dotprod")
 }
@@ -179,7 +179,7 @@ pub(super) fn run<W: Work>(work: W) -> W::Output {
             return unsafe { avx2(work) };
         }
     }
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     {
         #[target_feature(enable = "dotprod")]
         fn dot_products<W: Work>(work: W) -> W::Output {
@@ -211,7 +211,7 @@ pub fn instruction_set() -> &'static str {
             return "AVX2";
         }
     }
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     {
         if has_dot_products() {
             return "NEON dot product";
@@ -239,11 +239,11 @@ pub(super) fn run_all<W: Work + Copy>(work: W) -> Vec<W::Output> {
     if has_vnni() {
         outputs.push(work.run(avx512::Avx512::<true>(())));
     }
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     if has_neon() {
         outputs.push(work.run(neon::Neon::<false>(())));
     }
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     if has_dot_products() {
         outputs.push(work.run(neon::Neon::<true>(())));
     }
