@@ -51,8 +51,8 @@ pub(crate) fn leave_out(name: String) {
 }
 
 /// Prints a table of all that was measured: time, bytes and arithmetic per second, and their shares of what the same
-/// device gave when it read as many bytes right after, and in this run when it did nothing but multiply and add. `$WATTLE_BENCH_RECORD`
-/// names a CSV file for the same.
+/// device gave when it read as many bytes right after, and in this run when it did nothing but multiply and add.
+/// `$WATTLE_BENCH_RECORD` names a CSV file for the same.
 ///
 /// # Errors
 /// When the file cannot be written.

@@ -104,14 +104,12 @@ impl Runtime {
     ) -> Result<Self> {
         let (mut base_plan, mut adapted_plan) = compile(model, options, needs.lora);
         let capacity = capacity(&adapted_plan, options, needs.context)?;
-        let mut backend = match before.map_or(Ok(None), |before| before.backend.another(capacity)) {
-            Ok(Some(another)) => another,
-            Ok(None) => backend::create(options, capacity)?,
-            Err(error) => {
-                tracing::warn!(%error, "the device does not go on: it is opened anew");
-                backend::create(options, capacity)?
-            }
-        };
+        let another = before.and_then(|before| {
+            let failed =
+                |error: &Error| tracing::warn!(%error, "the device does not go on: it is opened anew");
+            before.backend.another(capacity).inspect_err(failed).ok().flatten()
+        });
+        let mut backend = another.map_or_else(|| backend::create(options, capacity), Ok)?;
         if options.backend == BackendChoice::Auto && backend.kind() == "cpu" {
             let options = EngineOptions { backend: BackendChoice::Cpu, ..options.clone() };
             (base_plan, adapted_plan) = compile(model, &options, needs.lora);

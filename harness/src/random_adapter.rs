@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use wattle_engine::adapter::{ActivationRule, Adapter, Factors, Pair, Place, Target};
-use wattle_engine::model::{LayerWeights, Linear, Weights};
+use wattle_engine::adapter::{ActivationRule, Adapter, Factors, Pair, Place, projections};
+use wattle_engine::model::Weights;
 
 /// An adapter of this rank on every projection of every layer. Its factors are small, so that activations stay finite.
 pub(crate) fn random_adapter(weights: &Weights, rank: usize, seed: u64) -> Adapter {
@@ -20,19 +20,6 @@ pub(crate) fn random_adapter(weights: &Weights, rank: usize, seed: u64) -> Adapt
     }
     let name = format!("random-{seed}");
     Adapter { name, factors: Arc::new(Factors { pairs }), rule: ActivationRule::Always }
-}
-
-fn projections(layer: &LayerWeights) -> impl Iterator<Item = (Target, &Linear)> {
-    let gate = layer.gate.as_ref().map(|gate| (Target::Gate, gate));
-    let rest = [
-        (Target::Q, &layer.q),
-        (Target::K, &layer.k),
-        (Target::V, &layer.v),
-        (Target::O, &layer.o),
-        (Target::Up, &layer.up),
-        (Target::Down, &layer.down),
-    ];
-    rest.into_iter().chain(gate)
 }
 
 /// SplitMix64 (Steele, Lea & Flood 2014): good enough for weights that mean nothing.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
-use wattle_engine::adapter::{ActivationRule, Adapter, Factors, Pair, Place, Target};
+use wattle_engine::adapter::{ActivationRule, Adapter, Factors, Pair, Place, projections};
 use wattle_engine::model::Model;
 use wattle_engine::{BackendChoice, Engine, EngineOptions, Error};
 
@@ -71,15 +71,7 @@ pub fn engine(dir: &std::path::Path, options: EngineOptions) -> Option<Engine> {
 pub fn adapter(model: &Model, rank: usize, seed: usize) -> Adapter {
     let mut pairs = BTreeMap::new();
     for (layer, weights) in (0..).zip(&model.weights.layers) {
-        let rest = [
-            (Target::Q, &weights.q),
-            (Target::K, &weights.k),
-            (Target::V, &weights.v),
-            (Target::O, &weights.o),
-            (Target::Up, &weights.up),
-            (Target::Down, &weights.down),
-        ];
-        for (target, linear) in weights.gate.iter().map(|gate| (Target::Gate, gate)).chain(rest) {
+        for (target, linear) in projections(weights) {
             let (rows, cols) = (linear.weight.rows, linear.weight.cols);
             let number = |i: usize| ((i * 37 + seed * 11 + rows) % 23) as f32 * 0.02 - 0.21;
             let [a, b] = [rank * cols, rows * rank].map(|len| (0..len).map(number).collect());

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 pub use factors::{Factors, Pair, Place, Target};
 pub use join::join;
+pub use modules::projections;
 pub(crate) use residency::Residency;
 pub use residency::ResidencyCounts;
 

@@ -3,7 +3,7 @@
 use wattle_shaders::OUTSIDE_LAYERS;
 
 use super::{Place, Target};
-use crate::model::{Family, Spec};
+use crate::model::{Family, LayerWeights, Spec};
 
 /// What a module's name stands for in a model.
 #[derive(Debug, PartialEq)]
@@ -64,6 +64,20 @@ pub(super) fn find(name: &str, spec: &Spec) -> Module {
         Ok(layer) if (layer as usize) < spec.layers => linear(layer, targets, spec),
         _ => Module::NoSuchLayer,
     }
+}
+
+/// The projections of a layer, those of attention first.
+pub fn projections(layer: &LayerWeights) -> impl Iterator<Item = (Target, &crate::model::Linear)> {
+    let gate = layer.gate.as_ref().map(|gate| (Target::Gate, gate));
+    let rest = [
+        (Target::Q, &layer.q),
+        (Target::K, &layer.k),
+        (Target::V, &layer.v),
+        (Target::O, &layer.o),
+        (Target::Up, &layer.up),
+        (Target::Down, &layer.down),
+    ];
+    rest.into_iter().chain(gate)
 }
 
 /// Outputs and inputs of a target: \[rows, cols\].

@@ -54,6 +54,7 @@ impl Residency {
     pub fn add(&mut self, adapter: Arc<Adapter>) -> AdapterId {
         let id = AdapterId(self.next_id);
         self.next_id += 1;
+        self.changes += 1;
         self.know(&adapter);
         self.loaded.insert(id, adapter);
         id
@@ -79,7 +80,6 @@ impl Residency {
     }
 
     fn know(&mut self, adapter: &Arc<Adapter>) {
-        self.changes += 1;
         self.known.retain(|known| known.strong_count() > 0);
         self.known.push(Arc::downgrade(adapter));
     }

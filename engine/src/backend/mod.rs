@@ -215,8 +215,7 @@ pub trait Backend: Send {
 
     /// Another backend, of this capacity, that has this one's device and weights: none is copied a second time. `None`
     /// where there is nothing to share.
-    fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
-        let _ = capacity;
+    fn another(&self, _capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
         Ok(None)
     }
 

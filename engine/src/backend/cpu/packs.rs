@@ -11,7 +11,14 @@ use crate::plan::FactorType;
 /// What is laid out and in no slot yet.
 pub(super) struct Packs {
     kept: FactorType,
-    ready: Mutex<Vec<(Weak<Factors>, PackedFactors)>>,
+    ready: Mutex<Vec<Ready>>,
+}
+
+type Ready = (Weak<Factors>, PackedFactors);
+
+/// Where these factors are.
+fn find(ready: &[Ready], factors: &Arc<Factors>) -> Option<usize> {
+    ready.iter().position(|(known, _)| known.ptr_eq(&Arc::downgrade(factors)))
 }
 
 impl Packs {
@@ -26,8 +33,7 @@ impl Packs {
     /// [`crate::Error::Value`] when there is no memory for it.
     pub fn take(&self, factors: &Arc<Factors>, kept: FactorType) -> Result<PackedFactors> {
         let mut ready = self.lock();
-        let known = |(known, _): &(Weak<_>, _)| known.ptr_eq(&Arc::downgrade(factors));
-        match ready.iter().position(known).filter(|_| kept == self.kept) {
+        match find(&ready, factors).filter(|_| kept == self.kept) {
             Some(at) => Ok(ready.swap_remove(at).1),
             None => {
                 drop(ready);
@@ -45,14 +51,14 @@ impl Packs {
 
     /// Once only: adapters may share their factors.
     fn put(&self, factors: &Arc<Factors>, packed: PackedFactors) {
-        let (mut ready, factors) = (self.lock(), Arc::downgrade(factors));
-        if !ready.iter().any(|(known, _)| known.ptr_eq(&factors)) {
-            ready.push((factors, packed));
+        let mut ready = self.lock();
+        if find(&ready, factors).is_none() {
+            ready.push((Arc::downgrade(factors), packed));
         }
     }
 
     /// Without those whose factors are gone.
-    fn lock(&self) -> MutexGuard<'_, Vec<(Weak<Factors>, PackedFactors)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Ready>> {
         // A list is whole even where a thread panicked while it held the lock.
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         ready.retain(|(factors, _)| factors.strong_count() > 0);
@@ -62,8 +68,7 @@ impl Packs {
 
 impl Pack for Packs {
     fn pack(&self, factors: &Arc<Factors>) -> Result<()> {
-        let known = |(known, _): &(Weak<_>, _)| known.ptr_eq(&Arc::downgrade(factors));
-        if !self.lock().iter().any(known) {
+        if find(&self.lock(), factors).is_none() {
             self.put(factors, pack(factors, self.kept)?);
         }
         Ok(())
@@ -90,8 +95,7 @@ mod tests {
         assert_eq!(packs.lock().len(), 2);
         let ready = |packs: &Packs, factors: &Arc<Factors>| {
             let list = packs.lock();
-            let found = list.iter().find(|(known, _)| known.ptr_eq(&Arc::downgrade(factors)));
-            found.map(|(_, packed)| Arc::clone(packed))
+            find(&list, factors).map(|at| Arc::clone(&list[at].1))
         };
         let laid = ready(&packs, &one).expect("laid out");
         assert!(Arc::ptr_eq(&laid, &packs.take(&one, FactorType::F16).expect("there")));

@@ -121,7 +121,7 @@ impl GpuBackend {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::device::Gpu;
     use super::super::{GpuOptions, tiles::Products};
     use super::*;
@@ -130,8 +130,11 @@ mod tests {
     use crate::options::Precision;
     use wattle_shaders::{Kernel, WeightType};
 
-    /// A device on which a kernel's text is changed before it is compiled.
-    fn gpu(change: Option<(&'static str, &'static str, &'static str)>) -> Option<GpuBackend> {
+    /// A device, on which a kernel's text may be changed before it is compiled; `None`, with the reason printed, where there
+    /// is none.
+    pub(in super::super) fn gpu(
+        change: Option<(&'static str, &'static str, &'static str)>,
+    ) -> Option<GpuBackend> {
         let capacity = Capacity { sequences: 1, context: 1, pages: 1, rows: 1, samples: 1 };
         let asked =
             GpuOptions { allow_software: true, precision: Precision::Fast, ..GpuOptions::new(capacity) };

@@ -157,7 +157,7 @@ fn upload_rows(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{GpuBackend, GpuOptions};
+    use super::super::selftest::tests::gpu;
     use crate::backend::{Backend, Capacity};
     use crate::model::{Dtype, Model};
     use crate::plan::{FuseOptions, LoraCapacity, build, fuse};
@@ -166,12 +166,8 @@ mod tests {
     #[test]
     fn another_backend_on_the_device_has_the_weights_that_are_there() {
         let capacity = Capacity { sequences: 1, context: 64, pages: 1, rows: 2, samples: 2 };
-        let options = GpuOptions { allow_software: true, ..GpuOptions::new(capacity) };
-        let required = std::env::var_os("WATTLE_REQUIRE_GPU").is_some_and(|value| value == "1");
-        let mut one = match GpuBackend::new(&options) {
-            Err(error) if !required => return println!("skipped: {error}"),
-            other => other.unwrap(),
-        };
+        let Some(device) = gpu(None) else { return };
+        let mut one = device.sibling(capacity).unwrap();
         let model = Model::random("tiny", Dtype::F32, 1).unwrap();
         let lora = LoraCapacity { slots: 1, rank: 4, outside: false };
         let plain = build(&model.spec, &model.weights, lora);
