@@ -120,18 +120,18 @@ impl Work for Round<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         place(
             self.x,
             self.cols,
             self.to,
             #[inline(always)]
             |from, to| match from.as_array() {
-                Some(whole) => *to = round(whole),
+                Some(whole) => *to = round(simd, whole),
                 None => {
                     let mut padded = [0.0; BLOCK];
                     padded[..from.len()].copy_from_slice(from);
-                    *to = round(&padded);
+                    *to = round(simd, &padded);
                 }
             },
         );
@@ -139,7 +139,7 @@ impl Work for Round<'_> {
 }
 
 #[inline(always)]
-fn round(x: &[f32; BLOCK]) -> Block {
+fn round<S: Simd>(simd: S, x: &[f32; BLOCK]) -> Block {
     // Sizes compare as their bits do; NaN has the largest.
     let mut max = 0;
     for x in x {
@@ -149,18 +149,17 @@ fn round(x: &[f32; BLOCK]) -> Block {
     // Where an input is not finite, the block's results must not be.
     let scale = if max.is_finite() { max / 127.0 } else { f32::NAN };
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    let mut codes = [0_i8; BLOCK];
-    for (code, x) in codes.iter_mut().zip(x) {
+    let (mut codes, mut values) = (Inputs::default(), [0.0; BLOCK]);
+    for ((code, value), x) in codes.as_flattened_mut().iter_mut().zip(&mut values).zip(x) {
         let bits = (x * inverse + ROUND).to_bits() as i32;
         // A subnormal scale has no finite inverse.
-        *code = (bits - ROUND.to_bits() as i32).clamp(-127, 127) as i8;
+        let rounded = (bits - ROUND.to_bits() as i32).clamp(-127, 127);
+        (*code, *value) = (rounded as i8, rounded as f32);
     }
-    let sum = codes.iter().map(|&code| i32::from(code)).sum::<i32>();
-    let mut fours = Inputs::default();
-    for (four, codes) in fours.iter_mut().zip(codes.as_chunks().0) {
-        *four = *codes;
-    }
-    Block { codes: fours, scale, sum, middle: -8 * sum }
+    // Small integers, so that the sum is exact. In vectors, which compilers do not make of a sum of integers here.
+    let halves = values.as_chunks().0;
+    let sum = simd.sum(simd.fma(simd.load(&halves[0]), simd.splat(1.0), simd.load(&halves[1]))) as i32;
+    Block { codes, scale, sum, middle: -8 * sum }
 }
 
 #[cfg(test)]

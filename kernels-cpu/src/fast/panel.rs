@@ -6,23 +6,23 @@
 //! Plain loops, and traits where code differs: a closure that the compiler does not inline is compiled without the
 //! instruction set, and then every instruction is a call.
 
+mod codes;
 mod scaling;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
+use codes::{Codes, Eights, Fours};
 use scaling::Scaling;
 
 use super::inputs::{Block, Lines, TILE, tiles};
 use super::lora_up::Meanwhile;
-use super::simd::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work, run};
+use super::simd::{LANES, Simd, Words, Work, run};
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels};
+pub(super) use codes::AHEAD;
 
-/// Bytes between the codes in use and those that memory is asked for.
-pub(super) const AHEAD: usize = 8192;
-
-/// Bytes of inputs that stay in a second-level cache while panels go by.
+/// Bytes of codes that stay in a second-level cache while inputs go by.
 const NEAR: usize = 1 << 18;
 
 /// The products of rows of a matrix and all lines of inputs: elements of `y` \[lines\]\[rows\] from `done` on.
@@ -52,24 +52,56 @@ impl Work for Products<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { matrix, rows, x, done, y, meanwhile } = self;
-        let near = (NEAR / (matrix.blocks() * size_of::<Block>())).next_multiple_of(TILE);
-        let mut scales = Scaling::new(matrix);
-        for start in (0..y.len()).step_by(near) {
-            for index in rows.start / LANES..rows.end.div_ceil(LANES) {
-                scales.read(simd, matrix, index);
+        let lines = x.len() / matrix.blocks();
+        let panels = rows.start / LANES..rows.end.div_ceil(LANES);
+        let near = near(matrix, lines).min(panels.len());
+        let mut scaling = Scaling::new(matrix, near);
+        for start in panels.clone().step_by(near.max(1)) {
+            let some = start..panels.end.min(start + near);
+            scaling.read(simd, matrix, some.clone());
+            for _ in some.clone() {
                 meanwhile.turn(simd);
-                let (panel, first) = (Panel::new(matrix, index, &scales), index * LANES);
-                let lanes = rows.start.max(first)..rows.end.min(first + LANES);
-                let mut put = |line: usize, sums: &[f32; LANES]| {
-                    let to = &mut y[line][done + lanes.start - rows.start..][..lanes.len()];
-                    match to.as_mut_array() {
-                        Some(whole) => *whole = *sums,
-                        None => to.copy_from_slice(&sums[lanes.start - first..][..lanes.len()]),
-                    }
-                };
-                for (line, width) in tiles(near.min(x.len() / matrix.blocks() - start)) {
-                    panel.tile(simd, x, [start + line, width], &mut put);
+            }
+            for (line, width) in tiles(lines) {
+                for index in some.clone() {
+                    let (panel, first) =
+                        (Panel::new(matrix, index, scaling.of(index - start)), index * LANES);
+                    let wanted = rows.start.max(first)..rows.end.min(first + LANES);
+                    let at = done + wanted.start - rows.start;
+                    let lanes = wanted.start - first..wanted.end - first;
+                    panel.tile(simd, x, [line, width], &mut Sums { y: &mut *y, at, lanes });
                 }
+            }
+        }
+    }
+}
+
+/// Panels that all lines are multiplied with before the next ones: one for few lines, which need it once; for more lines
+/// as many as stay in a second-level cache, so that a tile stays in the first-level one while panels go by, and what is
+/// written of a line lies together.
+fn near(matrix: &Panels, lines: usize) -> usize {
+    if lines <= TILE { 1 } else { (NEAR / (matrix.blocks() * matrix.bits.block_bytes())).max(1) }
+}
+
+/// Where the sums of a panel go.
+struct Sums<'a, 'b> {
+    y: &'a mut [&'b mut [f32]],
+    /// Of the first sum, in a line of y.
+    at: usize,
+    /// Which sums are wanted.
+    lanes: Range<usize>,
+}
+
+impl Sums<'_, '_> {
+    #[inline(always)]
+    fn put<S: Simd>(&mut self, simd: S, line: usize, sums: S::Vector) {
+        let to = &mut self.y[line][self.at..][..self.lanes.len()];
+        match to.as_mut_array() {
+            Some(whole) => simd.store(sums, whole),
+            None => {
+                let mut values = [0.0; LANES];
+                simd.store(sums, &mut values);
+                to.copy_from_slice(&values[self.lanes.clone()]);
             }
         }
     }
@@ -99,27 +131,24 @@ fn shift(matrix: &Panels) -> Shift {
 struct Panel<'a> {
     matrix: &'a Panels<'a>,
     codes: &'a [Words],
-    scales: &'a Scaling,
+    /// By group.
+    scales: &'a [[f32; LANES]],
+    /// By group, where there are any.
+    offsets: &'a [[f32; LANES]],
     blocks: usize,
 }
 
 impl<'a> Panel<'a> {
-    fn new(matrix: &'a Panels<'a>, index: usize, scales: &'a Scaling) -> Self {
+    fn new(matrix: &'a Panels<'a>, index: usize, [scales, offsets]: [&'a [[f32; LANES]]; 2]) -> Self {
         let blocks = matrix.blocks();
         let bytes = blocks * matrix.bits.block_bytes();
         let codes = matrix.codes[index * bytes..][..bytes].as_chunks().0;
-        Self { matrix, codes, scales, blocks }
+        Self { matrix, codes, scales, offsets, blocks }
     }
 
     /// The sums of a tile of lines, as many at once as there are registers for.
     #[inline(always)]
-    fn tile<S: Simd>(
-        &self,
-        simd: S,
-        x: &Lines,
-        [line, width]: [usize; 2],
-        put: &mut impl FnMut(usize, &[f32; LANES]),
-    ) {
+    fn tile<S: Simd>(&self, simd: S, x: &Lines, [line, width]: [usize; 2], to: &mut Sums) {
         let most = match x {
             Lines::Rounded(_) if S::WIDE => 8,
             _ => 4,
@@ -127,10 +156,10 @@ impl<'a> Panel<'a> {
         let mut n = 0;
         while n < width {
             n += match most.min(width) {
-                8.. => self.part::<S, 8>(simd, x, [line, width, n], put),
-                4.. => self.part::<S, 4>(simd, x, [line, width, n], put),
-                2.. => self.part::<S, 2>(simd, x, [line, width, n], put),
-                _ => self.part::<S, 1>(simd, x, [line, width, n], put),
+                8.. => self.part::<S, 8>(simd, x, [line, width, n], to),
+                4.. => self.part::<S, 4>(simd, x, [line, width, n], to),
+                2.. => self.part::<S, 2>(simd, x, [line, width, n], to),
+                _ => self.part::<S, 1>(simd, x, [line, width, n], to),
             };
         }
     }
@@ -142,18 +171,9 @@ impl<'a> Panel<'a> {
         simd: S,
         x: &Lines,
         [line, stride, n]: [usize; 3],
-        put: &mut impl FnMut(usize, &[f32; LANES]),
+        to: &mut Sums,
     ) -> usize {
-        let at = line * self.blocks + n;
-        let sums: [_; N] = match x {
-            Lines::Rounded(x) => self.rounded(simd, Part { blocks: &x[at..], stride }),
-            Lines::Floats(x) => self.floats(simd, Part { blocks: &x[at..], stride }),
-        };
-        for (index, sums) in sums.into_iter().enumerate() {
-            let mut values = [0.0; LANES];
-            simd.store(sums, &mut values);
-            put(line + n + index, &values);
-        }
+        simd.call(Sixteen::<N> { panel: *self, x, at: [line, stride, n], to });
         N
     }
 
@@ -194,7 +214,7 @@ impl<'a> Panel<'a> {
         x: Part<Block>,
     ) -> [S::Vector; N] {
         let mut totals = [simd.zero(); N];
-        for (block, scale) in self.scales.scales.iter().enumerate() {
+        for (block, scale) in self.scales.iter().enumerate() {
             let x = x.block::<N>(block);
             let ints = codes.dots(simd, block, x);
             let scale = simd.load(scale);
@@ -216,7 +236,7 @@ impl<'a> Panel<'a> {
     ) -> [S::Vector; N] {
         let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [simd.zero(); N];
-        for (group, scale) in self.scales.scales.iter().enumerate() {
+        for (group, scale) in self.scales.iter().enumerate() {
             let mut sums = [simd.zero(); N];
             let mut inputs = [0.0; N];
             for block in group * per..self.blocks.min((group + 1) * per) {
@@ -231,7 +251,7 @@ impl<'a> Panel<'a> {
             }
             let scale = simd.load(scale);
             if SHIFTED {
-                let offset = simd.load(&self.scales.offsets[group]);
+                let offset = simd.load(&self.offsets[group]);
                 for n in 0..N {
                     if shift(self.matrix) == Shift::Minimum {
                         totals[n] = simd.fma(offset, simd.splat(inputs[n]), totals[n]);
@@ -255,9 +275,9 @@ impl<'a> Panel<'a> {
         let mut totals = [[simd.zero(); N]; 4];
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
         let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
-        for (group, scale) in self.scales.scales.iter().enumerate() {
+        for (group, scale) in self.scales.iter().enumerate() {
             let scale = simd.load(scale);
-            let offset = match self.scales.offsets.get(group) {
+            let offset = match self.offsets.get(group) {
                 Some(offset) => simd.load(offset),
                 None => simd.zero(),
             };
@@ -311,6 +331,32 @@ impl<'a> Panel<'a> {
     }
 }
 
+/// The 16 sums of each of N lines.
+struct Sixteen<'a, 'b, 'c, const N: usize> {
+    panel: Panel<'a>,
+    x: &'a Lines,
+    /// The tile's first line, its lines, and the first of those that are meant.
+    at: [usize; 3],
+    to: &'a mut Sums<'b, 'c>,
+}
+
+impl<const N: usize> Work for Sixteen<'_, '_, '_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { panel, x, at: [line, stride, n], to } = self;
+        let at = line * panel.blocks + n;
+        let sums: [_; N] = match x {
+            Lines::Rounded(x) => panel.rounded(simd, Part { blocks: &x[at..], stride }),
+            Lines::Floats(x) => panel.floats(simd, Part { blocks: &x[at..], stride }),
+        };
+        for (index, sums) in sums.into_iter().enumerate() {
+            to.put(simd, line + n + index, sums);
+        }
+    }
+}
+
 /// Some lines of a tile.
 #[derive(Clone, Copy)]
 struct Part<'a, T> {
@@ -328,63 +374,5 @@ impl<T> Part<'_, T> {
             Some(blocks) => blocks,
             None => unreachable!("a tile has its lines"),
         }
-    }
-}
-
-/// The codes of N blocks.
-#[inline(always)]
-fn inputs<const N: usize>(x: &[Block; N]) -> [&Inputs; N] {
-    let mut inputs = [&x[0].codes; N];
-    for n in 0..N {
-        inputs[n] = &x[n].codes;
-    }
-    inputs
-}
-
-/// Where sums of N blocks begin whose codes are `above` more than is meant, a multiple of 8.
-#[inline(always)]
-fn without<S: Simd, const N: usize>(simd: S, x: &[Block; N], above: i32) -> [S::Ints; N] {
-    let mut sums = [simd.ints(0); N];
-    if above > 0 {
-        for n in 0..N {
-            sums[n] = simd.ints(above / 8 * x[n].middle);
-        }
-    }
-    sums
-}
-
-/// The codes of a panel, and how a block of them is multiplied with rounded inputs.
-trait Codes {
-    /// The products of block `block` with a block of each line.
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N];
-}
-
-/// 4-bit codes; `MIDDLE`: of which 8 is to be taken away.
-struct Fours<'a, const MIDDLE: bool>(&'a [Nibbles]);
-
-impl<const MIDDLE: bool> Codes for Fours<'_, MIDDLE> {
-    #[inline(always)]
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
-        fetch(simd, &self.0[block]);
-        simd.dots_4(&self.0[block], inputs(x), without(simd, x, if MIDDLE { 8 } else { 0 }))
-    }
-}
-
-/// Asks for the codes that are needed [`AHEAD`] bytes after these: processors do not look beyond a page by themselves.
-#[inline(always)]
-fn fetch<S: Simd>(simd: S, codes: &[Words]) {
-    for words in codes {
-        simd.prefetch(words.as_ptr().wrapping_add(AHEAD));
-    }
-}
-
-/// 8-bit codes.
-struct Eights<'a>(&'a [Bytes]);
-
-impl Codes for Eights<'_> {
-    #[inline(always)]
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
-        fetch(simd, &self.0[block]);
-        simd.dots_8(&self.0[block], inputs(x), without(simd, x, if S::ABOVE { 128 } else { 0 }))
     }
 }

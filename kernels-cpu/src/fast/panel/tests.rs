@@ -154,21 +154,34 @@ fn a_row_read_whole_is_its_elements() {
     }
 }
 
+fn neighbours_change_no_bit(bits: Bits, offset: Offset, cols: usize) {
+    let arrays = Arrays::new(40, cols, 32, bits, offset);
+    let (matrix, exact) = (&arrays.panels(), inputs(11, cols));
+    for fast in [false, offset != Offset::NormalFloat] {
+        let whole = run_all(RowsOf { matrix, start: 0, end: 40, x: &Lines::new(&exact, cols, fast) });
+        // The sets with fused multiply-add agree.
+        assert!(whole[1..].windows(2).all(|pair| pair[0] == pair[1]), "{bits:?} {offset:?} {fast}");
+        for (line, x) in exact.chunks(cols).enumerate() {
+            let alone = run_all(RowsOf { matrix, start: 0, end: 40, x: &Lines::new(x, cols, fast) });
+            for (whole, alone) in whole.iter().zip(alone) {
+                assert_eq!(whole[line * 40..][..40], alone, "{bits:?} {offset:?} {fast}");
+            }
+        }
+    }
+}
+
 #[test]
 fn neighbours_and_instruction_sets_change_no_bit() {
     for (bits, offset) in FORMATS {
-        let arrays = Arrays::new(40, 96, 32, bits, offset);
-        let (matrix, exact) = (&arrays.panels(), inputs(11, 96));
-        for fast in [false, offset != Offset::NormalFloat] {
-            let whole = run_all(RowsOf { matrix, start: 0, end: 40, x: &Lines::new(&exact, 96, fast) });
-            // The sets with fused multiply-add agree.
-            assert!(whole[1..].windows(2).all(|pair| pair[0] == pair[1]), "{bits:?} {offset:?} {fast}");
-            for (line, x) in exact.chunks(96).enumerate() {
-                let alone = run_all(RowsOf { matrix, start: 0, end: 40, x: &Lines::new(x, 96, fast) });
-                for (whole, alone) in whole.iter().zip(alone) {
-                    assert_eq!(whole[line * 40..][..40], alone, "{bits:?} {offset:?} {fast}");
-                }
-            }
-        }
+        neighbours_change_no_bit(bits, offset, 96);
+    }
+}
+
+#[test]
+fn panels_that_do_not_stay_in_a_cache_together_change_no_bit() {
+    for (bits, offset, panels) in [(Bits::Four, Offset::Minimum, 2), (Bits::Eight, Offset::Middle, 1)] {
+        let cols = NEAR / panels / bits.block_bytes() * BLOCK;
+        assert_eq!(near(&Arrays::new(40, cols, 32, bits, offset).panels(), 11), panels, "of three");
+        neighbours_change_no_bit(bits, offset, cols);
     }
 }

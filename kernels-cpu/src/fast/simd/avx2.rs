@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words};
+use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work};
 
 /// AVX2, FMA and F16C. Made only where the machine has them.
 #[derive(Clone, Copy)]
@@ -15,6 +15,16 @@ impl Simd for Avx2 {
     type Ints = [__m256i; 2];
     const WIDE: bool = false;
 
+    #[inline(always)]
+    fn call<W: Work>(self, work: W) -> W::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2<W: Work>(work: W) -> W::Output {
+            work.run(Avx2(()))
+        }
+        // SAFETY: `self` proves these features.
+        unsafe { avx2(work) }
+    }
     #[inline(always)]
     fn zero(self) -> Self::Vector {
         self.splat(0.0)

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::avx2::Avx2;
-use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words};
+use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work};
 
 /// AVX-512 F and BW besides what [`Avx2`] needs, and VNNI if so said. Made only where the machine has them.
 #[derive(Clone, Copy)]
@@ -17,6 +17,21 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const WIDE: bool = true;
     const ABOVE: bool = VNNI;
 
+    #[inline(always)]
+    fn call<W: Work>(self, work: W) -> W::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
+        fn vnni<W: Work>(work: W) -> W::Output {
+            work.run(Avx512::<true>(()))
+        }
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw")]
+        fn avx512<W: Work>(work: W) -> W::Output {
+            work.run(Avx512::<false>(()))
+        }
+        // SAFETY: `self` proves these features.
+        unsafe { if VNNI { vnni(work) } else { avx512(work) } }
+    }
     #[inline(always)]
     fn zero(self) -> Self::Vector {
         self.splat(0.0)

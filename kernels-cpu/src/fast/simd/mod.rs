@@ -31,6 +31,9 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Whether [`Self::dots_8`] takes codes for 128 more than they are.
     const ABOVE: bool = false;
 
+    /// Does `work` in a function of its own, compiled for this instruction set: no other code competes for registers.
+    fn call<W: Work>(self, work: W) -> W::Output;
+
     fn zero(self) -> Self::Vector;
     fn splat(self, value: f32) -> Self::Vector;
     fn load(self, values: &[f32; LANES]) -> Self::Vector;
@@ -154,47 +157,26 @@ fn has_dot_products() -> bool {
 pub(super) fn run<W: Work>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
-        fn vnni<W: Work>(work: W) -> W::Output {
-            work.run(avx512::Avx512::<true>(()))
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw")]
-        fn avx512<W: Work>(work: W) -> W::Output {
-            work.run(avx512::Avx512::<false>(()))
-        }
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<W: Work>(work: W) -> W::Output {
-            work.run(avx2::Avx2(()))
-        }
         if has_vnni() {
-            // SAFETY: the machine has these features.
-            return unsafe { vnni(work) };
+            return avx512::Avx512::<true>(()).call(work);
         }
         if has_avx512() {
-            // SAFETY: the machine has these features.
-            return unsafe { avx512(work) };
+            return avx512::Avx512::<false>(()).call(work);
         }
         if has_avx2() {
-            // SAFETY: the machine has these features.
-            return unsafe { avx2(work) };
+            return avx2::Avx2(()).call(work);
         }
     }
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     {
-        #[target_feature(enable = "dotprod")]
-        fn dot_products<W: Work>(work: W) -> W::Output {
-            work.run(neon::Neon::<true>(()))
-        }
         if has_dot_products() {
-            // SAFETY: the machine has this feature.
-            return unsafe { dot_products(work) };
+            return neon::Neon::<true>(()).call(work);
         }
         if has_neon() {
-            // Code for this architecture is compiled for NEON as it is.
-            return work.run(neon::Neon::<false>(()));
+            return neon::Neon::<false>(()).call(work);
         }
     }
-    work.run(Portable)
+    Portable.call(work)
 }
 
 /// The name of the instruction set that the fast kernels use.
@@ -226,26 +208,26 @@ pub fn instruction_set() -> &'static str {
 /// Runs `work` with every instruction set of the machine.
 #[cfg(test)]
 pub(super) fn run_all<W: Work + Copy>(work: W) -> Vec<W::Output> {
-    let mut outputs = vec![work.run(Portable)];
+    let mut outputs = vec![Portable.call(work)];
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
-        outputs.push(work.run(avx2::Avx2(())));
+        outputs.push(avx2::Avx2(()).call(work));
     }
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
-        outputs.push(work.run(avx512::Avx512::<false>(())));
+        outputs.push(avx512::Avx512::<false>(()).call(work));
     }
     #[cfg(target_arch = "x86_64")]
     if has_vnni() {
-        outputs.push(work.run(avx512::Avx512::<true>(())));
+        outputs.push(avx512::Avx512::<true>(()).call(work));
     }
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     if has_neon() {
-        outputs.push(work.run(neon::Neon::<false>(())));
+        outputs.push(neon::Neon::<false>(()).call(work));
     }
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     if has_dot_products() {
-        outputs.push(work.run(neon::Neon::<true>(())));
+        outputs.push(neon::Neon::<true>(()).call(work));
     }
     outputs
 }

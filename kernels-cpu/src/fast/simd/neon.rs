@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use half::{bf16, f16};
 
-use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words};
+use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work};
 
 /// What a closure makes of the number of each quarter of a vector; inlined, which it otherwise need not be.
 macro_rules! quarters {
@@ -27,6 +27,21 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     /// The 32 registers hold eight vectors, as many as AVX2's: 2 × 4 sums would take them all.
     const WIDE: bool = false;
 
+    #[inline(always)]
+    fn call<W: Work>(self, work: W) -> W::Output {
+        #[inline(never)]
+        #[target_feature(enable = "dotprod")]
+        fn dot_products<W: Work>(work: W) -> W::Output {
+            work.run(Neon::<true>(()))
+        }
+        // Code for this architecture is compiled for NEON as it is.
+        #[inline(never)]
+        fn neon<W: Work>(work: W) -> W::Output {
+            work.run(Neon::<false>(()))
+        }
+        // SAFETY: `self` proves dot products where it says so.
+        if DOT { unsafe { dot_products(work) } } else { neon(work) }
+    }
     #[inline(always)]
     fn zero(self) -> Self::Vector {
         self.splat(0.0)

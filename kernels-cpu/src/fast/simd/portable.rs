@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words};
+use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work};
 
 /// Proves nothing, as nothing is needed.
 #[derive(Clone, Copy)]
@@ -13,6 +13,10 @@ impl Simd for Portable {
     type Ints = [i32; LANES];
     const WIDE: bool = false;
 
+    #[inline(never)]
+    fn call<W: Work>(self, work: W) -> W::Output {
+        work.run(self)
+    }
     #[inline(always)]
     fn zero(self) -> Self::Vector {
         [0.0; LANES]
