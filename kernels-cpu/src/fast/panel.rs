@@ -14,7 +14,7 @@ mod tests;
 use std::ops::Range;
 
 use codes::{Codes, Eights, Fours};
-use scaling::Scaling;
+use scaling::{Groups, Scaling};
 
 use super::inputs::{Block, Lines, TILE, tiles};
 use super::lora_up::Meanwhile;
@@ -64,8 +64,7 @@ impl Work for Products<'_, '_> {
             }
             for (line, width) in tiles(lines) {
                 for index in some.clone() {
-                    let (panel, first) =
-                        (Panel::new(matrix, index, scaling.of(index - start)), index * LANES);
+                    let (panel, first) = (Panel::new(matrix, index, scaling.of(index)), index * LANES);
                     let wanted = rows.start.max(first)..rows.end.min(first + LANES);
                     let at = done + wanted.start - rows.start;
                     let lanes = wanted.start - first..wanted.end - first;
@@ -131,19 +130,16 @@ fn shift(matrix: &Panels) -> Shift {
 struct Panel<'a> {
     matrix: &'a Panels<'a>,
     codes: &'a [Words],
-    /// By group.
-    scales: &'a [[f32; LANES]],
-    /// By group, where there are any.
-    offsets: &'a [[f32; LANES]],
+    groups: Groups<'a>,
     blocks: usize,
 }
 
 impl<'a> Panel<'a> {
-    fn new(matrix: &'a Panels<'a>, index: usize, [scales, offsets]: [&'a [[f32; LANES]]; 2]) -> Self {
+    fn new(matrix: &'a Panels<'a>, index: usize, groups: Groups<'a>) -> Self {
         let blocks = matrix.blocks();
         let bytes = blocks * matrix.bits.block_bytes();
         let codes = matrix.codes[index * bytes..][..bytes].as_chunks().0;
-        Self { matrix, codes, scales, offsets, blocks }
+        Self { matrix, codes, groups, blocks }
     }
 
     /// The sums of a tile of lines, as many at once as there are registers for.
@@ -173,7 +169,7 @@ impl<'a> Panel<'a> {
         [line, stride, n]: [usize; 3],
         to: &mut Sums,
     ) -> usize {
-        simd.call(Sixteen::<N> { panel: *self, x, at: [line, stride, n], to });
+        simd.call(Sixteen::<N> { panel: self, x, at: [line, stride, n], to });
         N
     }
 
@@ -214,7 +210,8 @@ impl<'a> Panel<'a> {
         x: Part<Block>,
     ) -> [S::Vector; N] {
         let mut totals = [simd.zero(); N];
-        for (block, scale) in self.scales.iter().enumerate() {
+        for (block, scale) in self.groups.scales.iter().enumerate() {
+            self.groups.later.scales(simd, block);
             let x = x.block::<N>(block);
             let ints = codes.dots(simd, block, x);
             let scale = simd.load(scale);
@@ -236,10 +233,14 @@ impl<'a> Panel<'a> {
     ) -> [S::Vector; N] {
         let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [simd.zero(); N];
-        for (group, scale) in self.scales.iter().enumerate() {
+        for (group, scale) in self.groups.scales.iter().enumerate() {
             let mut sums = [simd.zero(); N];
             let mut inputs = [0.0; N];
             for block in group * per..self.blocks.min((group + 1) * per) {
+                self.groups.later.scales(simd, block);
+                if SHIFTED {
+                    self.groups.later.offsets(simd, block);
+                }
                 let x = x.block::<N>(block);
                 let ints = codes.dots(simd, block, x);
                 for n in 0..N {
@@ -251,7 +252,7 @@ impl<'a> Panel<'a> {
             }
             let scale = simd.load(scale);
             if SHIFTED {
-                let offset = simd.load(&self.offsets[group]);
+                let offset = simd.load(&self.groups.offsets[group]);
                 for n in 0..N {
                     if shift(self.matrix) == Shift::Minimum {
                         totals[n] = simd.fma(offset, simd.splat(inputs[n]), totals[n]);
@@ -275,13 +276,15 @@ impl<'a> Panel<'a> {
         let mut totals = [[simd.zero(); N]; 4];
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
         let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
-        for (group, scale) in self.scales.iter().enumerate() {
+        for (group, scale) in self.groups.scales.iter().enumerate() {
             let scale = simd.load(scale);
-            let offset = match self.offsets.get(group) {
+            let offset = match self.groups.offsets.get(group) {
                 Some(offset) => simd.load(offset),
                 None => simd.zero(),
             };
             for block in group * per..self.blocks.min((group + 1) * per) {
+                self.groups.later.scales(simd, block);
+                self.groups.later.offsets(simd, block);
                 let x: &[_; N] = x.block(block);
                 for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
                     for half in 0..halves {
@@ -333,7 +336,7 @@ impl<'a> Panel<'a> {
 
 /// The 16 sums of each of N lines.
 struct Sixteen<'a, 'b, 'c, const N: usize> {
-    panel: Panel<'a>,
+    panel: &'a Panel<'a>,
     x: &'a Lines,
     /// The tile's first line, its lines, and the first of those that are meant.
     at: [usize; 3],
