@@ -9,7 +9,7 @@ use super::matrix::{Bytes, Dtype};
 /// translation of an address once in 2 MiB, not once in 4 KiB.
 const HUGE: usize = 2 << 20;
 
-/// Zeroed memory for weights that a file cannot lend as they are, aligned for every element type; where it is large, in
+/// Zeroed memory, such as for weights that a file cannot lend as they are, aligned for every element type; where it is large, in
 /// huge pages, if the system has any.
 pub struct AlignedBytes(Memory);
 

@@ -1,18 +1,23 @@
 //! Zeroed memory that may not be there, with guard words behind it.
 
+use std::marker::PhantomData;
+
 use bytemuck::Pod;
 
 use crate::error::{Error, Result};
+use crate::model::AlignedBytes;
 
 /// Bytes behind a guarded buffer.
 const GUARD: usize = 64;
 /// What they hold.
 const PATTERN: u8 = 0xda;
 
-/// Elements; the system backs them with memory only when they are touched.
+/// Elements; the system backs them with memory only when they are touched. Where there are many, in huge pages: attention
+/// reads a few short runs of each layer's cache between whole matrices, which leave no translation of an address behind.
 pub(super) struct Buffer<T = f32> {
-    data: Box<[T]>,
+    data: AlignedBytes,
     len: usize,
+    elements: PhantomData<T>,
 }
 
 impl<T: Pod> Buffer<T> {
@@ -21,20 +26,21 @@ impl<T: Pod> Buffer<T> {
     /// # Errors
     /// [`Error::Device`] when there is not enough memory; `what` is named in it.
     pub fn new(what: &str, len: Option<usize>, guards: bool) -> Result<Self> {
-        let guard = if guards { GUARD / size_of::<T>() } else { 0 };
+        let guard = if guards { GUARD } else { 0 };
         let memory = len.and_then(|len| {
-            let total = len.checked_add(guard)?;
+            let bytes = len.checked_mul(size_of::<T>())?;
+            let total = bytes.checked_add(guard)?;
             // The allocator answers sizes above isize::MAX with a panic.
-            isize::try_from(total.checked_mul(size_of::<T>())?).ok()?;
-            Some((len, bytemuck::allocation::try_zeroed_slice_box::<T>(total).ok()?))
+            isize::try_from(total).ok()?;
+            Some((len, bytes, AlignedBytes::zeroed(total)?))
         });
-        let Some((len, mut data)) = memory else {
+        let Some((len, bytes, mut data)) = memory else {
             let mib = |len: usize| format!("{} MiB", (len as u128 * size_of::<T>() as u128) >> 20);
             let size = len.map_or("more than the address space".into(), mib);
             return Err(Error::device("cpu", format!("no memory for {what}: {size}")));
         };
-        bytemuck::cast_slice_mut::<T, u8>(&mut data[len..]).fill(PATTERN);
-        Ok(Self { data, len })
+        data.as_mut()[bytes..].fill(PATTERN);
+        Ok(Self { data, len, elements: PhantomData })
     }
 
     /// Elements, guard words not counted.
@@ -44,16 +50,16 @@ impl<T: Pod> Buffer<T> {
 
     /// The elements.
     pub fn values(&self) -> &[T] {
-        &self.data[..self.len]
+        bytemuck::cast_slice(&self.data.as_ref()[..self.len * size_of::<T>()])
     }
 
     /// The elements.
     pub fn values_mut(&mut self) -> &mut [T] {
-        &mut self.data[..self.len]
+        bytemuck::cast_slice_mut(&mut self.data.as_mut()[..self.len * size_of::<T>()])
     }
 
     /// Whether the guard words are as they were.
     pub fn intact(&self) -> bool {
-        bytemuck::cast_slice::<T, u8>(&self.data[self.len..]).iter().all(|&byte| byte == PATTERN)
+        self.data.as_ref()[self.len * size_of::<T>()..].iter().all(|&byte| byte == PATTERN)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Weights are read where they lie; steps run when they are submitted.
 
+mod awake;
 mod backend;
 mod fast;
 mod kv;
@@ -30,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::gate::LayerGate;
 use crate::plan::{Extent, OpKind, Plan, RopeTable, TensorId};
 
+use awake::awake;
 use kv::KvCache;
 use layout::Activations;
 use op::Io;
@@ -220,8 +222,8 @@ impl CpuBackend {
             Ok(outcome)
         };
         let outcome = match &pool {
-            Some(pool) => pool.install(&mut work),
-            None => rayon::scope(|_| work()),
+            Some(pool) => pool.install(|| awake(&mut work)),
+            None => awake(&mut work),
         };
         self.pool = pool;
         outcome

@@ -1,0 +1,79 @@
+//! Threads that stay awake during a step.
+//!
+//! A thread of a pool that finds nothing to do goes to sleep after some microseconds, and to wake it takes tens of them:
+//! more than most ops of a step take. Between two ops that several threads share there is mostly one that a single
+//! thread does.
+
+use std::hint;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rayon::Yield;
+
+/// Times that a thread looks for work before it offers its processor to others each time.
+const EAGER: u32 = 1 << 8;
+
+/// Does `work` in the current rayon pool (the global one outside of any), whose other threads wait for parts of it
+/// without going to sleep.
+pub(super) fn awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    let ended = &AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let own = rayon::current_thread_index();
+        scope.spawn_broadcast(move |_, context| {
+            // The own thread comes here when it waits for others, who may wait for what it does next.
+            if Some(context.index()) != own {
+                help(ended);
+            }
+        });
+        let _end = End(ended);
+        work()
+    })
+}
+
+/// Says that work has ended, even if it panics.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Does what other threads offer until there is nothing more to come.
+fn help(ended: &AtomicBool) {
+    let mut idle = 0;
+    while !ended.load(Ordering::Acquire) {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            idle = 0;
+        } else if idle < EAGER {
+            idle += 1;
+            hint::spin_loop();
+        } else {
+            thread::yield_now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use rayon::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn work_ends_with_its_result_or_panic_on_any_number_of_threads() {
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for round in 0..200_u64 {
+                let sum = pool.install(|| awake(|| (0..64_u64).into_par_iter().map(|i| i * round).sum::<u64>()));
+                assert_eq!(sum, 2016 * round);
+            }
+            let panic = catch_unwind(AssertUnwindSafe(|| pool.install(|| awake(|| panic!("on purpose")))));
+            assert!(panic.is_err());
+            assert_eq!(pool.install(|| awake(|| 3)), 3);
+        }
+        assert_eq!(awake(|| 4), 4);
+    }
+}
