@@ -14,7 +14,7 @@ use std::ops::Range;
 use wattle_shaders::{PAGE, Row};
 
 use super::math::exp;
-use super::simd::{Simd, Work, run};
+use super::simd::{LANES, Simd, Work, run};
 use super::threads::{each, parts};
 use super::tile::{maximum, sum};
 use crate::attend::Attend;
@@ -159,9 +159,15 @@ impl Scores {
     }
 
     /// Those of one query.
-    fn of(&mut self, query: usize, span: &Range<usize>) -> &mut [f32] {
-        let at = self.at(query, span.start);
-        &mut self.values[at..at + span.len()]
+    fn of(&self, query: usize, span: &Range<usize>) -> &[f32] {
+        &self.values[self.at(query, span.start)..][..span.len()]
+    }
+
+    /// The vectors that they lie in, with others beside them.
+    fn vectors(&mut self, query: usize, span: &Range<usize>) -> &mut [[f32; LANES]] {
+        let first = span.start / LANES * LANES;
+        let at = self.at(query, first);
+        self.values[at..][..(span.end - first).next_multiple_of(LANES)].as_chunks_mut().0
     }
 }
 
@@ -180,12 +186,13 @@ impl Work for &mut Group<'_> {
         }
         let mut totals = Vec::with_capacity(self.queries.len());
         for (index, query) in self.queries.iter_mut().enumerate() {
-            let scores = scores.of(index, &query.span);
-            let max = maximum(scores);
-            for score in scores.iter_mut() {
-                *score = exp(simd, *score - max);
+            let max = maximum(scores.of(index, &query.span));
+            for vector in scores.vectors(index, &query.span) {
+                for score in vector {
+                    *score = exp(simd, *score - max);
+                }
             }
-            totals.push(sum(simd, scores, |weight| weight));
+            totals.push(sum(simd, scores.of(index, &query.span), |weight| weight));
             query.y.fill(0.0);
         }
         for segment in &segments {

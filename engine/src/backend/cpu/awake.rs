@@ -67,7 +67,8 @@ mod tests {
         for threads in [1, 2, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             for round in 0..200_u64 {
-                let sum = pool.install(|| awake(|| (0..64_u64).into_par_iter().map(|i| i * round).sum::<u64>()));
+                let sum =
+                    pool.install(|| awake(|| (0..64_u64).into_par_iter().map(|i| i * round).sum::<u64>()));
                 assert_eq!(sum, 2016 * round);
             }
             let panic = catch_unwind(AssertUnwindSafe(|| pool.install(|| awake(|| panic!("on purpose")))));

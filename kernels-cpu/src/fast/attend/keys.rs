@@ -45,9 +45,11 @@ impl Group<'_> {
     }
 
     fn tile(&self, queries: Range<usize>) -> Tile {
-        let head_dim = self.source.layout.head_dim;
-        let all = || self.queries[queries.clone()].iter();
-        let q = (0..head_dim).flat_map(|i| all().map(move |query| query.q[i])).collect();
+        let mut q = vec![0.0; self.source.layout.head_dim * queries.len()];
+        for (n, query) in self.queries[queries.clone()].iter().enumerate() {
+            let to = q[n..].iter_mut().step_by(queries.len());
+            to.zip(query.q).for_each(|(to, q)| *to = *q);
+        }
         Tile { queries, q }
     }
 }
