@@ -1,5 +1,7 @@
 //! Owned bytes that are aligned for every element type.
 
+use std::ops::Range;
+
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
@@ -16,21 +18,23 @@ pub struct AlignedBytes(Memory);
 enum Memory {
     /// Words, the last of which may reach past the end, and how many bytes count.
     Words(Vec<u64>, usize),
-    /// Pages of their own.
-    Pages(MmapMut),
+    /// Pages of their own, and the bytes of them that count.
+    Pages(MmapMut, Range<usize>),
 }
 
 impl AlignedBytes {
     /// `len` zero bytes, or `None` where there is no memory for them.
     pub fn zeroed(len: usize) -> Option<Self> {
         if len >= HUGE {
-            let pages = MmapMut::map_anon(len).ok()?;
+            let pages = MmapMut::map_anon(len.checked_add(HUGE)?).ok()?;
+            let start = pages.as_ptr().align_offset(HUGE).min(HUGE);
+            // Not the rest behind the last whole one: a huge page would take memory that nobody asked for.
             #[cfg(target_os = "linux")]
-            if let Err(error) = pages.advise(memmap2::Advice::HugePage) {
+            if let Err(error) = pages.advise_range(memmap2::Advice::HugePage, start, len / HUGE * HUGE) {
                 // A kernel without huge pages gives small ones.
                 tracing::debug!(%error, "no huge pages");
             }
-            return Some(Self(Memory::Pages(pages)));
+            return Some(Self(Memory::Pages(pages, start..start + len)));
         }
         let count = len.div_ceil(8);
         let mut words = Vec::new();
@@ -44,7 +48,7 @@ impl AsRef<[u8]> for AlignedBytes {
     fn as_ref(&self) -> &[u8] {
         match &self.0 {
             Memory::Words(words, len) => &bytemuck::cast_slice(words)[..*len],
-            Memory::Pages(pages) => pages,
+            Memory::Pages(pages, range) => &pages[range.clone()],
         }
     }
 }
@@ -53,7 +57,7 @@ impl AsMut<[u8]> for AlignedBytes {
     fn as_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Memory::Words(words, len) => &mut bytemuck::cast_slice_mut(words)[..*len],
-            Memory::Pages(pages) => pages,
+            Memory::Pages(pages, range) => &mut pages[range.clone()],
         }
     }
 }

@@ -5,6 +5,7 @@ mod checkpoint;
 mod config;
 mod families;
 mod format;
+mod gather;
 mod matrix;
 mod pooled;
 mod published;

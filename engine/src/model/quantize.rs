@@ -21,8 +21,9 @@ use wattle_kernels_cpu::panels::{Bits, Offset, PANEL};
 use super::Model;
 use super::aligned::AlignedBytes;
 use super::format::{Format, INT4, INT8, PanelFormat, Q4_0, Q4_1, Q8_0};
+use super::gather::gather;
 use super::matrix::{Bytes, Dtype, Matrix};
-use super::spec::{Linear, Weights};
+use super::spec::{LayerWeights, Linear, Weights};
 use super::view::weight;
 use crate::error::{Error, Result};
 
@@ -113,11 +114,15 @@ impl Model {
         };
         let layers = layers.iter().map(|layer| {
             let mut layer = layer.clone();
-            let linears =
-                [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.up, &mut layer.down];
-            for linear in linears.into_iter().chain(&mut layer.gate) {
+            let mut made = Vec::new();
+            for linear in projections(&mut layer) {
+                let before = Arc::clone(&linear.weight);
                 *linear = stored(linear, false)?;
+                if !Arc::ptr_eq(&before, &linear.weight) {
+                    made.push(&mut linear.weight);
+                }
             }
+            gather(&mut made);
             Ok(layer)
         });
         let weights = Weights {
@@ -131,6 +136,12 @@ impl Model {
         };
         Ok(Self { spec: self.spec.clone(), weights, dir: self.dir.clone() })
     }
+}
+
+/// The projections of a layer, in the order in which a step reads them.
+fn projections(layer: &mut LayerWeights) -> impl Iterator<Item = &mut Linear> {
+    let LayerWeights { q, k, v, o, gate, up, down, .. } = layer;
+    [q, k, v, o].into_iter().chain(gate).chain([up, down])
 }
 
 /// Makes a matrix from another; the flag says whether it lies outside the layers.
