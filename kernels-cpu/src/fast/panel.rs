@@ -14,7 +14,7 @@ mod tests;
 use std::ops::Range;
 
 use codes::{Codes, Eights, Fours};
-use scaling::{Groups, Scaling};
+use scaling::{Chunk, Groups, Scaling};
 
 use super::inputs::{Block, Lines, TILE, tiles};
 use super::lora_up::Meanwhile;
@@ -55,10 +55,11 @@ impl Work for Products<'_, '_> {
         let lines = x.len() / matrix.blocks();
         let panels = rows.start / LANES..rows.end.div_ceil(LANES);
         let near = near(matrix, lines).min(panels.len());
-        let mut scaling = Scaling::new(matrix, near);
+        let mut scaling = Scaling::new(matrix, if lines <= TILE { 0 } else { near });
+        let mut rooms = [Chunk::default(); 2];
         for start in panels.clone().step_by(near.max(1)) {
             let some = start..panels.end.min(start + near);
-            scaling.read(simd, matrix, some.clone());
+            scaling.keep(simd, some.clone());
             for _ in some.clone() {
                 meanwhile.turn(simd);
             }
@@ -68,7 +69,12 @@ impl Work for Products<'_, '_> {
                     let wanted = rows.start.max(first)..rows.end.min(first + LANES);
                     let at = done + wanted.start - rows.start;
                     let lanes = wanted.start - first..wanted.end - first;
-                    panel.tile(simd, x, [line, width], &mut Sums { y: &mut *y, at, lanes });
+                    panel.tile(
+                        simd,
+                        x,
+                        [line, width],
+                        &mut Sums { y: &mut *y, at, lanes, rooms: &mut rooms },
+                    );
                 }
             }
         }
@@ -89,6 +95,8 @@ struct Sums<'a, 'b> {
     at: usize,
     /// Which sums are wanted.
     lanes: Range<usize>,
+    /// Room for scales and offsets.
+    rooms: &'a mut [Chunk; 2],
 }
 
 impl Sums<'_, '_> {
@@ -175,29 +183,36 @@ impl<'a> Panel<'a> {
 
     /// The 16 sums of each line of rounded inputs.
     #[inline(always)]
-    fn rounded<S: Simd, const N: usize>(&self, simd: S, x: Part<Block>) -> [S::Vector; N] {
+    fn rounded<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        x: Part<Block>,
+        rooms: &mut [Chunk; 2],
+    ) -> [S::Vector; N] {
         match (self.matrix.bits, shift(self.matrix)) {
             (Bits::Four, Shift::Middle) => {
                 let codes = &Fours::<true>(self.codes.as_chunks().0);
                 if self.matrix.group == BLOCK {
-                    self.small_groups(simd, codes, x)
+                    self.small_groups(simd, codes, x, rooms)
                 } else {
-                    self.integers::<S, _, false, N>(simd, codes, x)
+                    self.integers::<S, _, false, N>(simd, codes, x, rooms)
                 }
             }
             (Bits::Four, _) => {
                 let codes = &Fours::<false>(self.codes.as_chunks().0);
-                self.integers::<S, _, true, N>(simd, codes, x)
+                self.integers::<S, _, true, N>(simd, codes, x, rooms)
             }
             (Bits::Eight, Shift::Middle) => {
                 let codes = &Eights(self.codes.as_chunks().0);
                 if self.matrix.group == BLOCK {
-                    self.small_groups(simd, codes, x)
+                    self.small_groups(simd, codes, x, rooms)
                 } else {
-                    self.integers::<S, _, false, N>(simd, codes, x)
+                    self.integers::<S, _, false, N>(simd, codes, x, rooms)
                 }
             }
-            (Bits::Eight, _) => self.integers::<S, _, true, N>(simd, &Eights(self.codes.as_chunks().0), x),
+            (Bits::Eight, _) => {
+                self.integers::<S, _, true, N>(simd, &Eights(self.codes.as_chunks().0), x, rooms)
+            }
         }
     }
 
@@ -208,16 +223,20 @@ impl<'a> Panel<'a> {
         simd: S,
         codes: &C,
         x: Part<Block>,
+        rooms: &mut [Chunk; 2],
     ) -> [S::Vector; N] {
         let mut totals = [simd.zero(); N];
-        for (block, scale) in self.groups.scales.iter().enumerate() {
-            self.groups.later.scales(simd, block);
-            let x = x.block::<N>(block);
-            let ints = codes.dots(simd, block, x);
-            let scale = simd.load(scale);
-            for n in 0..N {
-                let sum = simd.mul(simd.floats(ints[n]), simd.splat(x[n].scale));
-                totals[n] = simd.fma(sum, scale, totals[n]);
+        for groups in self.groups.chunks() {
+            let scales = self.groups.scales(simd, groups.clone(), &mut rooms[0]);
+            for (block, scale) in groups.zip(scales) {
+                self.groups.later.scales(simd, block);
+                let x = x.block::<N>(block);
+                let ints = codes.dots(simd, block, x);
+                let scale = simd.load(scale);
+                for n in 0..N {
+                    let sum = simd.mul(simd.floats(ints[n]), simd.splat(x[n].scale));
+                    totals[n] = simd.fma(sum, scale, totals[n]);
+                }
             }
         }
         totals
@@ -230,39 +249,43 @@ impl<'a> Panel<'a> {
         simd: S,
         codes: &C,
         x: Part<Block>,
+        rooms: &mut [Chunk; 2],
     ) -> [S::Vector; N] {
         let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [simd.zero(); N];
-        for (group, scale) in self.groups.scales.iter().enumerate() {
-            let mut sums = [simd.zero(); N];
-            let mut inputs = [0.0; N];
-            for block in group * per..self.blocks.min((group + 1) * per) {
-                self.groups.later.scales(simd, block);
-                if SHIFTED {
-                    self.groups.later.offsets(simd, block);
-                }
-                let x = x.block::<N>(block);
-                let ints = codes.dots(simd, block, x);
-                for n in 0..N {
-                    sums[n] = simd.fma(simd.floats(ints[n]), simd.splat(x[n].scale), sums[n]);
+        for groups in self.groups.chunks() {
+            let [scales, offsets] = self.groups.both(simd, groups.clone(), rooms);
+            for (group, (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
+                let mut sums = [simd.zero(); N];
+                let mut inputs = [0.0; N];
+                for block in group * per..self.blocks.min((group + 1) * per) {
+                    self.groups.later.scales(simd, block);
                     if SHIFTED {
-                        inputs[n] += x[n].scale * x[n].sum as f32;
+                        self.groups.later.offsets(simd, block);
+                    }
+                    let x = x.block::<N>(block);
+                    let ints = codes.dots(simd, block, x);
+                    for n in 0..N {
+                        sums[n] = simd.fma(simd.floats(ints[n]), simd.splat(x[n].scale), sums[n]);
+                        if SHIFTED {
+                            inputs[n] += x[n].scale * x[n].sum as f32;
+                        }
                     }
                 }
-            }
-            let scale = simd.load(scale);
-            if SHIFTED {
-                let offset = simd.load(&self.groups.offsets[group]);
+                let scale = simd.load(scale);
+                if SHIFTED {
+                    let offset = simd.load(offset);
+                    for n in 0..N {
+                        if shift(self.matrix) == Shift::Minimum {
+                            totals[n] = simd.fma(offset, simd.splat(inputs[n]), totals[n]);
+                        } else {
+                            sums[n] = simd.fma(offset, simd.splat(-inputs[n]), sums[n]);
+                        }
+                    }
+                }
                 for n in 0..N {
-                    if shift(self.matrix) == Shift::Minimum {
-                        totals[n] = simd.fma(offset, simd.splat(inputs[n]), totals[n]);
-                    } else {
-                        sums[n] = simd.fma(offset, simd.splat(-inputs[n]), sums[n]);
-                    }
+                    totals[n] = simd.fma(sums[n], scale, totals[n]);
                 }
-            }
-            for n in 0..N {
-                totals[n] = simd.fma(sums[n], scale, totals[n]);
             }
         }
         totals
@@ -271,28 +294,32 @@ impl<'a> Panel<'a> {
     /// The 16 sums of each line of f32 inputs. Each sum has four parts, for the columns 4i, 4i + 1, …, so that their
     /// additions need not wait for each other.
     #[inline(always)]
-    fn floats<S: Simd, const N: usize>(&self, simd: S, x: Part<[f32; BLOCK]>) -> [S::Vector; N] {
+    fn floats<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        x: Part<[f32; BLOCK]>,
+        rooms: &mut [Chunk; 2],
+    ) -> [S::Vector; N] {
         let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [[simd.zero(); N]; 4];
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
         let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
-        for (group, scale) in self.groups.scales.iter().enumerate() {
-            let scale = simd.load(scale);
-            let offset = match self.groups.offsets.get(group) {
-                Some(offset) => simd.load(offset),
-                None => simd.zero(),
-            };
-            for block in group * per..self.blocks.min((group + 1) * per) {
-                self.groups.later.scales(simd, block);
-                self.groups.later.offsets(simd, block);
-                let x: &[_; N] = x.block(block);
-                for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
-                    for half in 0..halves {
-                        for (part, totals) in totals.iter_mut().enumerate() {
-                            let element = self.elements(simd, words, [part, half], scale, offset);
-                            let col = half * BLOCK / 2 + 4 * v + part;
-                            for (total, x) in totals.iter_mut().zip(x) {
-                                *total = simd.fma(element, simd.splat(x[col]), *total);
+        for groups in self.groups.chunks() {
+            let [scales, offsets] = self.groups.both(simd, groups.clone(), rooms);
+            for (group, (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
+                let (scale, offset) = (simd.load(scale), simd.load(offset));
+                for block in group * per..self.blocks.min((group + 1) * per) {
+                    self.groups.later.scales(simd, block);
+                    self.groups.later.offsets(simd, block);
+                    let x: &[_; N] = x.block(block);
+                    for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
+                        for half in 0..halves {
+                            for (part, totals) in totals.iter_mut().enumerate() {
+                                let element = self.elements(simd, words, [part, half], scale, offset);
+                                let col = half * BLOCK / 2 + 4 * v + part;
+                                for (total, x) in totals.iter_mut().zip(x) {
+                                    *total = simd.fma(element, simd.splat(x[col]), *total);
+                                }
                             }
                         }
                     }
@@ -351,8 +378,8 @@ impl<const N: usize> Work for Sixteen<'_, '_, '_, N> {
         let Self { panel, x, at: [line, stride, n], to } = self;
         let at = line * panel.blocks + n;
         let sums: [_; N] = match x {
-            Lines::Rounded(x) => panel.rounded(simd, Part { blocks: &x[at..], stride }),
-            Lines::Floats(x) => panel.floats(simd, Part { blocks: &x[at..], stride }),
+            Lines::Rounded(x) => panel.rounded(simd, Part { blocks: &x[at..], stride }, to.rooms),
+            Lines::Floats(x) => panel.floats(simd, Part { blocks: &x[at..], stride }, to.rooms),
         };
         for (index, sums) in sums.into_iter().enumerate() {
             to.put(simd, line + n + index, sums);

@@ -5,65 +5,141 @@ use std::ops::Range;
 use super::super::simd::{Element, LANES, Simd};
 use crate::panels::{Offsets, Panels, Scales};
 
-/// Scales and offsets of the groups of some panels as f32, whatever they are stored as: the loops over codes are compiled
-/// for one type of them only.
-pub(super) struct Scaling {
-    /// By panel and group.
+/// Groups whose scales are made f32 at once: few, so that memory is not left waiting meanwhile.
+const CHUNK: usize = 16;
+
+/// Scales or offsets of some groups of a panel.
+pub(super) type Chunk = [[f32; LANES]; CHUNK];
+
+/// Scales and offsets of a matrix as f32, whatever they are stored as: the loops over codes are compiled for one type of
+/// them only. For many lines those of some panels are kept so, for few they are made when they are needed.
+pub(super) struct Scaling<'a> {
+    matrix: &'a Panels<'a>,
+    groups: usize,
+    /// Of some panels, by panel and group; empty for few lines.
     scales: Vec<[f32; LANES]>,
     /// The same, where there are any.
     offsets: Vec<[f32; LANES]>,
-    groups: usize,
-    /// The panel that was read first.
+    /// The panel that was kept first.
     first: usize,
     later: Later,
 }
 
-/// Scales and offsets of one panel.
-#[derive(Clone, Copy)]
-pub(super) struct Groups<'a> {
-    pub scales: &'a [[f32; LANES]],
-    /// Where there are any.
-    pub offsets: &'a [[f32; LANES]],
-    pub later: Later,
-}
-
-impl Scaling {
-    /// Room for those of `panels` panels.
-    pub fn new(matrix: &Panels, panels: usize) -> Self {
+impl<'a> Scaling<'a> {
+    /// Keeps those of `panels` panels at a time, or none.
+    pub fn new(matrix: &'a Panels<'a>, panels: usize) -> Self {
         let groups = matrix.groups();
         let zeros = || vec![[0.0; LANES]; panels * groups];
         let offsets = match matrix.offsets {
             Offsets::Middle | Offsets::NormalFloat => Vec::new(),
             Offsets::Minimum(_) | Offsets::Zero(_) => zeros(),
         };
-        Self { scales: zeros(), offsets, groups, first: 0, later: Later::new(matrix) }
+        Self { matrix, groups, scales: zeros(), offsets, first: 0, later: Later::new(matrix) }
     }
 
-    /// Those of one of the panels that were read last.
+    /// Keeps those of other panels.
+    #[inline(always)]
+    pub fn keep<S: Simd>(&mut self, simd: S, panels: Range<usize>) {
+        let (start, count) = (panels.start * self.groups, panels.len() * self.groups);
+        if !self.scales.is_empty() {
+            scales(simd, self.matrix, start, &mut self.scales[..count]);
+        }
+        if !self.offsets.is_empty() {
+            offsets(simd, self.matrix, start, &mut self.offsets[..count]);
+        }
+        self.first = panels.start;
+    }
+
+    /// Those of a panel: one of those that are kept, if any are.
     #[inline(always)]
     pub fn of(&self, panel: usize) -> Groups<'_> {
-        let place = panel - self.first;
-        let groups = place * self.groups..(place + 1) * self.groups;
-        let offsets = self.offsets.get(groups.clone()).unwrap_or_default();
-        Groups { scales: &self.scales[groups], offsets, later: self.later.than(panel) }
+        let kept = (panel - self.first) * self.groups..(panel - self.first + 1) * self.groups;
+        Groups {
+            matrix: self.matrix,
+            start: panel * self.groups,
+            count: self.groups,
+            scales: self.scales.get(kept.clone()),
+            offsets: self.offsets.get(kept),
+            later: self.later.than(panel),
+        }
+    }
+}
+
+/// Scales and offsets of one panel.
+#[derive(Clone, Copy)]
+pub(super) struct Groups<'a> {
+    matrix: &'a Panels<'a>,
+    /// The first group, of the matrix.
+    start: usize,
+    count: usize,
+    /// If they are kept.
+    scales: Option<&'a [[f32; LANES]]>,
+    /// If there are any, and they are kept.
+    offsets: Option<&'a [[f32; LANES]]>,
+    pub later: Later,
+}
+
+impl Groups<'_> {
+    /// The scales of some groups, at most [`CHUNK`]; `room` is for them.
+    #[inline(always)]
+    pub fn scales<'b, S: Simd>(
+        &'b self,
+        simd: S,
+        groups: Range<usize>,
+        room: &'b mut Chunk,
+    ) -> &'b [[f32; LANES]] {
+        if let Some(kept) = self.scales {
+            return &kept[groups];
+        }
+        let room = &mut room[..groups.len()];
+        scales(simd, self.matrix, self.start + groups.start, room);
+        room
     }
 
-    /// Reads those of some panels.
+    /// Scales and offsets of some groups; offsets are zeros where there are none.
     #[inline(always)]
-    pub fn read<S: Simd>(&mut self, simd: S, matrix: &Panels, panels: Range<usize>) {
-        let (start, count) = (panels.start * self.groups * LANES, panels.len() * self.groups);
-        self.first = panels.start;
-        let scales = &mut self.scales[..count];
-        match matrix.scales {
-            Scales::F32(values) => convert(simd, &values[start..], scales),
-            Scales::F16(values) => convert(simd, &values[start..], scales),
-            Scales::Bf16(values) => convert(simd, &values[start..], scales),
-        }
-        match matrix.offsets {
-            Offsets::Middle | Offsets::NormalFloat => {}
-            Offsets::Minimum(values) => convert(simd, &values[start..], &mut self.offsets[..count]),
-            Offsets::Zero(values) => convert(simd, &values[start..], &mut self.offsets[..count]),
-        }
+    pub fn both<'b, S: Simd>(
+        &'b self,
+        simd: S,
+        groups: Range<usize>,
+        [room, offset_room]: &'b mut [Chunk; 2],
+    ) -> [&'b [[f32; LANES]]; 2] {
+        let made = &mut offset_room[..groups.len()];
+        let offsets = match self.offsets {
+            Some(kept) => &kept[groups.clone()],
+            None => {
+                offsets(simd, self.matrix, self.start + groups.start, made);
+                made
+            }
+        };
+        [self.scales(simd, groups, room), offsets]
+    }
+
+    /// All groups, in order.
+    #[inline(always)]
+    pub fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
+        let count = self.count;
+        (0..count).step_by(CHUNK).map(move |start| start..count.min(start + CHUNK))
+    }
+}
+
+/// The scales of the groups from `start` on.
+#[inline(always)]
+fn scales<S: Simd>(simd: S, matrix: &Panels, start: usize, to: &mut [[f32; LANES]]) {
+    match matrix.scales {
+        Scales::F32(values) => convert(simd, &values[start * LANES..], to),
+        Scales::F16(values) => convert(simd, &values[start * LANES..], to),
+        Scales::Bf16(values) => convert(simd, &values[start * LANES..], to),
+    }
+}
+
+/// The offsets of the groups from `start` on, where there are any.
+#[inline(always)]
+fn offsets<S: Simd>(simd: S, matrix: &Panels, start: usize, to: &mut [[f32; LANES]]) {
+    match matrix.offsets {
+        Offsets::Middle | Offsets::NormalFloat => {}
+        Offsets::Minimum(values) => convert(simd, &values[start * LANES..], to),
+        Offsets::Zero(values) => convert(simd, &values[start * LANES..], to),
     }
 }
 
