@@ -5,51 +5,48 @@
 //! thread does.
 
 use std::hint;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use rayon::Yield;
 
-/// Times that a thread looks for work before it offers its processor to others each time.
-const EAGER: u32 = 1 << 8;
+/// Times that a thread looks for work in vain before it may sleep after all, for the rest of the step: about 0.1 ms. It
+/// does not offer its processor to others before: where these are busy, it would not have it back in time.
+const EAGER: u32 = 1 << 11;
 
-/// Does `work` in the current rayon pool (the global one outside of any), whose other threads wait for parts of it
-/// without going to sleep.
-pub(super) fn awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    let ended = &AtomicBool::new(false);
-    rayon::scope(|scope| {
-        let own = rayon::current_thread_index();
-        scope.spawn_broadcast(move |_, context| {
-            // The own thread comes here when it waits for others, who may wait for what it does next.
-            if Some(context.index()) != own {
-                help(ended);
-            }
-        });
-        let _end = End(ended);
-        work()
-    })
+/// Does `work` on a thread of the current rayon pool, whose other threads wait for parts of it without going to sleep. It
+/// does not wait for them at its end: one that has lost its processor comes to know of it later.
+pub(super) fn awake<R>(work: impl FnOnce() -> R) -> R {
+    let own = rayon::current_thread_index();
+    let end = End(Arc::new(AtomicBool::new(false)));
+    let ended = Arc::clone(&end.0);
+    rayon::spawn_broadcast(move |context| {
+        // The own thread comes here when it waits for others, who may wait for what it does next.
+        if Some(context.index()) != own {
+            help(&ended);
+        }
+    });
+    work()
 }
 
 /// Says that work has ended, even if it panics.
-struct End<'a>(&'a AtomicBool);
+struct End(Arc<AtomicBool>);
 
-impl Drop for End<'_> {
+impl Drop for End {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }
 }
 
-/// Does what other threads offer until there is nothing more to come.
+/// Does what other threads offer until there is nothing more to come, or nothing for long.
 fn help(ended: &AtomicBool) {
     let mut idle = 0;
-    while !ended.load(Ordering::Acquire) {
+    while idle < EAGER && !ended.load(Ordering::Acquire) {
         if rayon::yield_now() == Some(Yield::Executed) {
             idle = 0;
-        } else if idle < EAGER {
+        } else {
             idle += 1;
             hint::spin_loop();
-        } else {
-            thread::yield_now();
         }
     }
 }
@@ -75,6 +72,6 @@ mod tests {
             assert!(panic.is_err());
             assert_eq!(pool.install(|| awake(|| 3)), 3);
         }
-        assert_eq!(awake(|| 4), 4);
+        assert_eq!(rayon::scope(|_| awake(|| 4)), 4);
     }
 }

@@ -223,7 +223,7 @@ impl CpuBackend {
         };
         let outcome = match &pool {
             Some(pool) => pool.install(|| awake(&mut work)),
-            None => awake(&mut work),
+            None => rayon::scope(|_| awake(&mut work)),
         };
         self.pool = pool;
         outcome
