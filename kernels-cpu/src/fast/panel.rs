@@ -8,6 +8,7 @@
 
 mod codes;
 mod scaling;
+mod sums;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use std::ops::Range;
 
 use codes::{Codes, Eights, Fours};
 use scaling::{Chunk, Groups, Scaling};
+use sums::Sums;
 
 use super::inputs::{Block, Lines, TILE, tiles};
 use super::lora_up::Meanwhile;
@@ -55,10 +57,11 @@ impl Work for Products<'_, '_> {
         let lines = x.len() / matrix.blocks();
         let panels = rows.start / LANES..rows.end.div_ceil(LANES);
         let near = near(matrix, lines).min(panels.len());
-        let mut scaling = Scaling::new(matrix, if lines <= TILE { 0 } else { near });
+        let mut scaling = Scaling::new(matrix, near);
         let mut rooms = [Chunk::default(); 2];
-        for start in panels.clone().step_by(near.max(1)) {
-            let some = start..panels.end.min(start + near);
+        let step = near.max(1);
+        for start in panels.clone().step_by(step) {
+            let some = start..panels.end.min(start + step);
             scaling.keep(simd, some.clone());
             for _ in some.clone() {
                 meanwhile.turn(simd);
@@ -81,37 +84,11 @@ impl Work for Products<'_, '_> {
     }
 }
 
-/// Panels that all lines are multiplied with before the next ones: one for few lines, which need it once; for more lines
-/// as many as stay in a second-level cache, so that a tile stays in the first-level one while panels go by, and what is
-/// written of a line lies together.
+/// Panels that stay near while all lines are multiplied with them: none for few lines, which need each once; for more
+/// lines as many as a second-level cache holds, so that a tile stays in the first-level one while panels go by, and what
+/// is written of a line lies together.
 fn near(matrix: &Panels, lines: usize) -> usize {
-    if lines <= TILE { 1 } else { (NEAR / (matrix.blocks() * matrix.bits.block_bytes())).max(1) }
-}
-
-/// Where the sums of a panel go.
-struct Sums<'a, 'b> {
-    y: &'a mut [&'b mut [f32]],
-    /// Of the first sum, in a line of y.
-    at: usize,
-    /// Which sums are wanted.
-    lanes: Range<usize>,
-    /// Room for scales and offsets.
-    rooms: &'a mut [Chunk; 2],
-}
-
-impl Sums<'_, '_> {
-    #[inline(always)]
-    fn put<S: Simd>(&mut self, simd: S, line: usize, sums: S::Vector) {
-        let to = &mut self.y[line][self.at..][..self.lanes.len()];
-        match to.as_mut_array() {
-            Some(whole) => simd.store(sums, whole),
-            None => {
-                let mut values = [0.0; LANES];
-                simd.store(sums, &mut values);
-                to.copy_from_slice(&values[self.lanes.clone()]);
-            }
-        }
-    }
+    if lines <= TILE { 0 } else { (NEAR / (matrix.blocks() * matrix.bits.block_bytes())).max(1) }
 }
 
 /// How offsets enter a product.
@@ -134,7 +111,6 @@ fn shift(matrix: &Panels) -> Shift {
 }
 
 /// One panel of a matrix.
-#[derive(Clone, Copy)]
 struct Panel<'a> {
     matrix: &'a Panels<'a>,
     codes: &'a [Words],
@@ -254,7 +230,9 @@ impl<'a> Panel<'a> {
         let per = self.matrix.group.div_ceil(BLOCK);
         let mut totals = [simd.zero(); N];
         for groups in self.groups.chunks() {
-            let [scales, offsets] = self.groups.both(simd, groups.clone(), rooms);
+            let [room, offset_room] = &mut *rooms;
+            let scales = self.groups.scales(simd, groups.clone(), room);
+            let offsets = self.groups.offsets(simd, groups.clone(), offset_room);
             for (group, (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
                 let mut sums = [simd.zero(); N];
                 let mut inputs = [0.0; N];
@@ -305,7 +283,9 @@ impl<'a> Panel<'a> {
         let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
         let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
         for groups in self.groups.chunks() {
-            let [scales, offsets] = self.groups.both(simd, groups.clone(), rooms);
+            let [room, offset_room] = &mut *rooms;
+            let scales = self.groups.scales(simd, groups.clone(), room);
+            let offsets = self.groups.offsets(simd, groups.clone(), offset_room);
             for (group, (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
                 let (scale, offset) = (simd.load(scale), simd.load(offset));
                 for block in group * per..self.blocks.min((group + 1) * per) {

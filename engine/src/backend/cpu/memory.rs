@@ -30,7 +30,7 @@ impl<T: Pod> Buffer<T> {
         let memory = len.and_then(|len| {
             let bytes = len.checked_mul(size_of::<T>())?;
             let total = bytes.checked_add(guard)?;
-            // The allocator answers sizes above isize::MAX with a panic.
+            // Nothing is longer.
             isize::try_from(total).ok()?;
             Some((len, bytes, AlignedBytes::zeroed(total)?))
         });
@@ -48,18 +48,24 @@ impl<T: Pod> Buffer<T> {
         self.len
     }
 
+    /// Bytes of the elements.
+    fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
     /// The elements.
     pub fn values(&self) -> &[T] {
-        bytemuck::cast_slice(&self.data.as_ref()[..self.len * size_of::<T>()])
+        bytemuck::cast_slice(&self.data.as_ref()[..self.bytes()])
     }
 
     /// The elements.
     pub fn values_mut(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.data.as_mut()[..self.len * size_of::<T>()])
+        let bytes = self.bytes();
+        bytemuck::cast_slice_mut(&mut self.data.as_mut()[..bytes])
     }
 
     /// Whether the guard words are as they were.
     pub fn intact(&self) -> bool {
-        self.data.as_ref()[self.len * size_of::<T>()..].iter().all(|&byte| byte == PATTERN)
+        self.data.as_ref()[self.bytes()..].iter().all(|&byte| byte == PATTERN)
     }
 }

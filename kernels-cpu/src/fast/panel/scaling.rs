@@ -96,23 +96,20 @@ impl Groups<'_> {
         room
     }
 
-    /// Scales and offsets of some groups; offsets are zeros where there are none.
+    /// The same of offsets; what `room` has where there are none.
     #[inline(always)]
-    pub fn both<'b, S: Simd>(
+    pub fn offsets<'b, S: Simd>(
         &'b self,
         simd: S,
         groups: Range<usize>,
-        [room, offset_room]: &'b mut [Chunk; 2],
-    ) -> [&'b [[f32; LANES]]; 2] {
-        let made = &mut offset_room[..groups.len()];
-        let offsets = match self.offsets {
-            Some(kept) => &kept[groups.clone()],
-            None => {
-                offsets(simd, self.matrix, self.start + groups.start, made);
-                made
-            }
-        };
-        [self.scales(simd, groups, room), offsets]
+        room: &'b mut Chunk,
+    ) -> &'b [[f32; LANES]] {
+        if let Some(kept) = self.offsets {
+            return &kept[groups];
+        }
+        let room = &mut room[..groups.len()];
+        offsets(simd, self.matrix, self.start + groups.start, room);
+        room
     }
 
     /// All groups, in order.
@@ -169,6 +166,7 @@ impl Later {
             Scales::Bf16(values) => Stream::new(matrix, values),
         };
         let offsets = match matrix.offsets {
+            // None: what is asked for is on its way already.
             Offsets::Middle | Offsets::NormalFloat => scales,
             Offsets::Minimum(values) => Stream::new(matrix, values),
             Offsets::Zero(values) => Stream::new(matrix, values),
