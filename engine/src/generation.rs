@@ -132,5 +132,6 @@ pub enum Control {
     /// End all paths of the request, also those that have not begun.
     Cancel,
     /// Go on with another adapter, or none, from the next token that has not been started: nothing is encoded again.
+    /// The path waits while other requests hold all slots.
     Switch(Lora),
 }

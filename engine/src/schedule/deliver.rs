@@ -6,7 +6,6 @@ use wattle_shaders::Sampled;
 
 use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Finish};
-use crate::request::Lora;
 use crate::schedule::host::Host;
 use crate::schedule::scheduler::{Observer, Scheduler};
 
@@ -47,9 +46,8 @@ impl Scheduler {
                 }
                 // It has said all that it will.
                 Control::Switch(_) if end.is_some() => {}
-                Control::Switch(lora) => match self.switch(at, &lora, host) {
-                    Ok(()) => {}
-                    Err(error @ Error::Device { .. }) => return Err(error),
+                Control::Switch(lora) => match host.resolve(&lora) {
+                    Ok(choice) => self.running[at].switch(choice),
                     Err(error) => {
                         self.fail_job(job, error, host);
                         return Ok(());
@@ -64,22 +62,6 @@ impl Scheduler {
             }
             self.retire(job);
         }
-        Ok(())
-    }
-
-    /// A running path goes on with another adapter: nothing is encoded again.
-    fn switch(&mut self, at: usize, lora: &Lora, host: &mut dyn Host) -> Result<()> {
-        let choice = host.resolve(lora)?;
-        let slot = match &choice.adapter {
-            Some(adapter) => {
-                let none = || {
-                    Error::value("adapter", "all slots are held by other requests: none is free to switch to")
-                };
-                Some(host.take_slot(adapter)?.ok_or_else(none)?)
-            }
-            None => None,
-        };
-        self.running[at].switch(choice.in_slot(slot));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use wattle_shaders::{FROM_STATE, NO_INDEX, Row, Sampled};
 
-use super::job::Choice;
+use super::loras::Choice;
 use super::{Host, Room};
 use crate::adapter::{Adapter, Residency};
 use crate::backend::{Capacity, Step, Ticket};

@@ -9,7 +9,7 @@ use crate::backend::{Capacity, Step, Ticket};
 pub(crate) use crate::cache::Room;
 use crate::error::Result;
 use crate::request::Lora;
-use crate::schedule::job::Choice;
+use crate::schedule::loras::Choice;
 
 /// A device with its adapter slots and its memory, as the scheduler sees it. The engine implements it for its runtime;
 /// tests implement it without a model.

@@ -3,33 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wattle_shaders::{LayerMask, NO_INDEX};
-
-use crate::adapter::Adapter;
 use crate::error::Error;
 use crate::generation::{Finish, Generation, Path, Report};
 use crate::request::Request;
+use crate::schedule::loras::Choice;
 use crate::schedule::order::Candidate;
-use crate::schedule::sequence::{PathLimits, ResolvedLora, Sequence};
+use crate::schedule::sequence::{PathLimits, Sequence};
 use crate::vote::Ballot;
-
-/// An adapter choice, looked up as far as it can be before a slot is taken. It holds the version of the adapter that
-/// the request began with.
-#[derive(Clone)]
-pub(crate) struct Choice {
-    pub adapter: Option<Arc<Adapter>>,
-    pub layers: LayerMask,
-    pub from: usize,
-    pub gated: bool,
-}
-
-impl Choice {
-    /// The choice with its adapter in this slot.
-    pub fn in_slot(&self, slot: Option<u32>) -> ResolvedLora {
-        let Self { layers, from, gated, .. } = *self;
-        ResolvedLora { slot: slot.unwrap_or(NO_INDEX), layers, from, gated }
-    }
-}
 
 /// A request that was checked.
 pub(crate) struct Order {

@@ -6,14 +6,17 @@ mod deliver;
 mod fake;
 mod host;
 mod job;
+mod loras;
 mod order;
 mod scheduler;
 mod sequence;
+mod slots;
 mod step;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use host::{Host, Room};
-pub(crate) use job::{Choice, Order};
+pub(crate) use job::Order;
+pub(crate) use loras::{Choice, ResolvedLora};
 pub(crate) use scheduler::{Load, Scheduler};
-pub(crate) use sequence::{PathLimits, ResolvedLora};
+pub(crate) use sequence::PathLimits;

@@ -8,8 +8,10 @@ use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Finish};
 use crate::schedule::host::Host;
 use crate::schedule::job::{Done, Job, Order};
+use crate::schedule::loras::Loras;
 use crate::schedule::order::{self, Candidate};
 use crate::schedule::sequence::Sequence;
+use crate::schedule::slots::{never, slot_for};
 
 /// Waiting requests that are tried in a step: a long queue for what is taken must not take the step's time.
 const TRIES: usize = 32;
@@ -74,6 +76,8 @@ pub(crate) struct Scheduler {
     revived: (u64, usize),
     /// Counts what may make room: paths that ended, prompts that can be shared. Who found none waits for the next.
     pub(super) released: u64,
+    /// Whether a running path waits for a slot, see [`Self::change_slots`].
+    pub(super) slot_wanted: bool,
 }
 
 /// What became of a path that was to begin.
@@ -105,6 +109,7 @@ impl Scheduler {
             restarts: 0,
             revived: (0, 0),
             released: 0,
+            slot_wanted: false,
         }
     }
 
@@ -165,6 +170,7 @@ impl Scheduler {
 
     /// Gives free sequences to waiting paths, in the order that [`order`] states.
     pub(super) fn admit(&mut self, now: Duration, host: &mut dyn Host) -> Result<()> {
+        self.change_slots(host)?;
         if !self.begin_again(host)? {
             return Ok(());
         }
@@ -213,28 +219,24 @@ impl Scheduler {
         let (Some(&id), Some(job)) = (self.free.last(), self.jobs.get_mut(&number)) else {
             return Ok(Begin::Later);
         };
-        let alone = self.running.is_empty();
-        let refuse = |what: &str| {
-            let reason = format!("there is no {what} for it even when nothing else runs");
-            Error::value("request", reason)
-        };
-        let mut slot = None;
-        if let Some(adapter) = &job.order.lora.adapter {
-            slot = match host.take_slot(adapter) {
-                Ok(None) if alone => return Ok(self.fail(number, refuse("adapter slot"), host)),
-                Ok(None) => return Ok(Begin::Later),
-                Err(error @ Error::Device { .. }) => return Err(error),
-                Err(error) => return Ok(self.fail(number, error, host)),
-                taken => taken?,
-            };
+        if self.slot_wanted && job.order.lora.adapter.is_some() {
+            return Ok(Begin::Later);
         }
+        let alone = self.running.is_empty();
+        let slot = match slot_for(&job.order.lora, host) {
+            Ok(Some(slot)) => slot,
+            Ok(None) if alone => return Ok(self.fail(number, never("adapter slot"), host)),
+            Ok(None) => return Ok(Begin::Later),
+            Err(error @ Error::Device { .. }) => return Err(error),
+            Err(error) => return Ok(self.fail(number, error, host)),
+        };
         let (order, numbers) = (&job.order, [self.next_serial, number]);
-        let lora = order.lora.in_slot(slot);
-        let mut sequence = Sequence::new(numbers, (job.next_path, id), &order.request, lora, &order.limits);
+        let loras = Loras::new(order.lora.clone(), slot);
+        let mut sequence = Sequence::new(numbers, (job.next_path, id), &order.request, loras, &order.limits);
         // Later paths take the prompt from the first one, if that one is still at it.
         let first = self.running.iter().find(|s| s.job == number && s.path == 0);
         sequence.waits_for_copy = first.is_some_and(Sequence::will_be_copyable);
-        let rows = if sequence.waits_for_copy { Vec::new() } else { sequence.known_rows() };
+        let rows = if sequence.waits_for_copy { Vec::new() } else { sequence.first_rows() };
         let found = host.begin(id, rows, sequence.room());
         if let (false, Some(slot)) = (matches!(found, Ok(Some(_))), slot) {
             host.give_slot(slot);
@@ -245,7 +247,7 @@ impl Scheduler {
                 job.cached(positions);
                 self.shared_positions += positions as u64;
             }
-            Ok(None) if alone => return Ok(self.fail(number, refuse("room"), host)),
+            Ok(None) if alone => return Ok(self.fail(number, never("room"), host)),
             Ok(None) => return Ok(Begin::Later),
             Err(error @ Error::Device { .. }) => return Err(error),
             Err(error) => return Ok(self.fail(number, error, host)),
@@ -268,11 +270,11 @@ impl Scheduler {
 
     /// Ends a path, which leaves the running ones.
     pub(super) fn end_path(&mut self, at: usize, finish: Finish, voted: bool, host: &mut dyn Host) {
-        let sequence = self.running.remove(at);
+        let mut sequence = self.running.remove(at);
         host.end(sequence.id);
         self.free.push(sequence.id);
         self.released += 1;
-        sequence.slots().for_each(|slot| host.give_slot(slot));
+        sequence.loras.leave().into_iter().for_each(|slot| host.give_slot(slot));
         if let Some(job) = self.jobs.get_mut(&sequence.job) {
             job.take(sequence, finish, voted);
         }
@@ -321,27 +323,15 @@ impl Scheduler {
         REVIVALS.get(before).copied()
     }
 
-    /// The device under the host was made anew, with empty caches and the same slots: every path runs again what it
-    /// has, with the class, adapters and masks that its tokens had, and goes on.
+    /// The device under the host was made anew, with empty caches: every path runs again what it has, with the class,
+    /// adapters and masks that its tokens had, and goes on.
     pub fn restart(&mut self, host: &mut dyn Host) -> Result<()> {
         self.in_flight.clear();
         self.restarts += 1;
         self.released += 1;
-        self.running.iter_mut().for_each(Sequence::restart);
+        let slots: Vec<u32> = self.running.iter_mut().filter_map(Sequence::restart).collect();
+        slots.into_iter().for_each(|slot| host.give_slot(slot));
         self.begin_again(host).map(drop)
-    }
-
-    /// Gives paths their room on a device that was made anew: what they shared they have to run first, so some may have
-    /// to wait. Whether none does.
-    fn begin_again(&mut self, host: &mut dyn Host) -> Result<bool> {
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.waits_for_room) {
-            match host.begin(sequence.id, sequence.known_rows(), sequence.room())? {
-                Some(positions) => sequence.found(positions),
-                None => return Ok(false),
-            }
-            sequence.waits_for_room = false;
-        }
-        Ok(true)
     }
 
     /// Moves a request that has ended to the done ones.

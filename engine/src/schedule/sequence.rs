@@ -8,27 +8,9 @@ use wattle_shaders::{FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, NO_INDE
 use crate::generation::{Finish, Path};
 use crate::request::{Request, Sampling};
 use crate::schedule::host::Room;
+use crate::schedule::loras::{Choice, Loras};
 use crate::stop::StopMatcher;
 use crate::tokenizer::{Stream, Tokenizer};
-
-/// An adapter choice with everything looked up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ResolvedLora {
-    /// Adapter slot or [`NO_INDEX`].
-    pub slot: u32,
-    /// In which layers.
-    pub layers: LayerMask,
-    /// From which position on.
-    pub from: usize,
-    /// Whether gates decide too.
-    pub gated: bool,
-}
-
-impl ResolvedLora {
-    pub fn mask_at(&self, position: usize) -> LayerMask {
-        if position >= self.from { self.layers } else { LayerMask::NONE }
-    }
-}
 
 /// What bounds the paths of a request.
 #[derive(Clone)]
@@ -70,8 +52,7 @@ pub(crate) struct Sequence {
     pub waits_for_copy: bool,
     /// It has begun, and the device that was made anew has no room for it yet.
     pub waits_for_room: bool,
-    /// Adapter choices, each with the position of the first row that it holds for, ascending from 0.
-    loras: Vec<(usize, ResolvedLora)>,
+    pub loras: Loras,
     request: Arc<Request>,
     limits: PathLimits,
     /// Known tokens: the prompt and what came back. The device may be ahead of them.
@@ -102,7 +83,7 @@ impl Sequence {
         [serial, job]: [u64; 2],
         (path, id): (u32, u32),
         request: &Arc<Request>,
-        lora: ResolvedLora,
+        loras: Loras,
         limits: &PathLimits,
     ) -> Self {
         Self {
@@ -112,7 +93,7 @@ impl Sequence {
             id,
             waits_for_copy: false,
             waits_for_room: false,
-            loras: vec![(0, lora)],
+            loras,
             tokens: request.ids.clone(),
             planned: 0,
             counted: 0,
@@ -181,9 +162,10 @@ impl Sequence {
         Room { positions, anew: !self.long && positions > self.limits.original_context }
     }
 
-    /// What it has to run before it draws again.
-    pub fn known_rows(&self) -> Vec<Row> {
-        (0..self.tokens.len()).map(|position| self.row_at(position)).collect()
+    /// What it has to run before it draws again, as far as the adapter that is in place holds for it.
+    pub fn first_rows(&self) -> Vec<Row> {
+        let end = self.loras.span(0).end.min(self.tokens.len());
+        (0..end).map(|position| self.row_at(position)).collect()
     }
 
     /// So many of its positions are in the cache already.
@@ -198,20 +180,37 @@ impl Sequence {
     }
 
     /// Goes on with another adapter, or none, from the next row that was not put into a step.
-    pub fn switch(&mut self, lora: ResolvedLora) {
-        self.loras.push((self.planned.max(self.counted), lora));
+    pub fn switch(&mut self, lora: Choice) {
+        self.loras.switch(self.planned.max(self.counted), lora);
     }
 
-    /// Adapter slots that rows of this path name, once for each time it took one.
-    pub fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.loras.iter().map(|(_, lora)| lora.slot).filter(|&slot| slot != NO_INDEX)
+    /// The adapter choice that its next row needs.
+    pub fn choice(&self) -> &Choice {
+        self.loras.choice(self.planned)
+    }
+
+    /// Lets go of the slot that its next row does not need: that slot, to be given back.
+    pub fn leave_other_slot(&mut self) -> Option<u32> {
+        self.loras.stay(self.planned);
+        if self.loras.is_placed(self.planned) { None } else { self.loras.leave() }
+    }
+
+    /// Whether its next row needs another slot than it has; one that has no room yet gets both together.
+    pub fn waits_for_slot(&self) -> bool {
+        !self.waits_for_room && !self.loras.is_placed(self.planned)
+    }
+
+    /// The adapter that its next row needs is in this slot, if it needs one.
+    pub fn place(&mut self, slot: Option<u32>) {
+        self.loras.place(self.planned, slot);
     }
 
     /// The device has forgotten everything: all rows run again, with the adapters and masks that they had. What was
-    /// drawn and not collected is drawn again, and comes out the same.
-    pub fn restart(&mut self) {
+    /// drawn and not collected is drawn again, and comes out the same. Returns the slot that it held.
+    pub fn restart(&mut self) -> Option<u32> {
         (self.planned, self.waits_for_copy, self.waits_for_room) = (0, false, true);
         self.shareable = false;
+        self.loras.leave()
     }
 
     /// Tokens that were drawn and not yet collected.
@@ -241,8 +240,12 @@ impl Sequence {
             }
             (self.planned, self.long) = (0, true);
         }
+        if self.waits_for_slot() {
+            return 0;
+        }
         let known = self.tokens.len() - self.planned.min(self.tokens.len());
         if known > 0 {
+            let known = known.min(self.loras.span(self.planned).len());
             return if self.in_prompt() { known.min(self.prompt() - self.planned) } else { known };
         }
         // What follows the last token before a closing prompt is known as soon as that token is.
@@ -284,8 +287,7 @@ impl Sequence {
     }
 
     fn row_at(&self, position: usize) -> Row {
-        let at = self.loras.partition_point(|&(start, _)| start <= position).saturating_sub(1);
-        let lora = self.loras[at].1;
+        let lora = self.loras.resolved(position);
         let mask = lora.mask_at(position);
         let mut flags = if self.long { LONG_ROPE } else { 0 };
         if position >= self.prompt() {

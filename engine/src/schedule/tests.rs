@@ -10,11 +10,12 @@ use wattle_shaders::LayerMask;
 
 use super::PathLimits;
 use super::fake::{BROKEN, Device, MOST_PAGES};
-use super::job::{Choice, Done, Order};
+use super::job::{Done, Order};
+use super::loras::Choice;
 use super::scheduler::Scheduler;
 use crate::adapter::{ActivationRule, Adapter, Factors};
 use crate::generation::{Control, Event, Finish, Generation};
-use crate::request::{Closing, Priority, Request};
+use crate::request::{AdapterId, Closing, Lora, Priority, Request};
 
 fn adapter(content: u64) -> Arc<Adapter> {
     let factors = Arc::new(Factors::default());
@@ -55,12 +56,41 @@ fn results(done: Vec<Done>) -> BTreeMap<u64, Generation> {
 
 /// What a request gives when nothing else runs.
 fn alone(request: &Request, adapter: Option<&Arc<Adapter>>) -> Generation {
-    let mut device = Device::new(1, 64, 1);
+    alone_switched(request, adapter, 1, None)
+}
+
+/// After so many tokens of a path, another adapter.
+type Switch = Option<(usize, Arc<Adapter>)>;
+
+/// What a request gives when nothing else runs, on a device of this depth with one slot.
+fn alone_switched(
+    request: &Request,
+    adapter: Option<&Arc<Adapter>>,
+    depth: usize,
+    switch: Switch,
+) -> Generation {
+    let mut device = Device::new(1, 64, depth);
     device.adapters.resize(1);
     let mut scheduler = Scheduler::new(1, 2, 0);
     scheduler.submit(order(request.clone(), adapter), Duration::ZERO);
-    run(&mut scheduler, &mut device, &mut |_| Control::Continue);
+    let mut seen = BTreeMap::new();
+    let switch = switch.map(|(at, adapter)| (at, device.adapters.add(adapter)));
+    run(&mut scheduler, &mut device, &mut |event| switched(event, &mut seen, switch));
     results(scheduler.take_done()).remove(&0).expect("the request")
+}
+
+/// Counts a path's tokens, and switches it where it should be.
+fn switched(
+    event: &Event<'_>,
+    seen: &mut BTreeMap<(usize, u32), usize>,
+    switch: Option<(usize, AdapterId)>,
+) -> Control {
+    let count = seen.entry((event.request, event.path)).or_default();
+    *count += 1;
+    match switch {
+        Some((at, id)) if at == *count => Control::Switch(Lora::new(id)),
+        _ => Control::Continue,
+    }
 }
 
 fn request(prompt: usize, new: usize, paths: u32) -> Request {
@@ -68,7 +98,11 @@ fn request(prompt: usize, new: usize, paths: u32) -> Request {
     Request { paths, ..Request::new(ids, new) }
 }
 
-fn any_request() -> impl Strategy<Value = (Request, Option<usize>, Option<u64>)> {
+/// A request, its adapter, after how many tokens of all it is cancelled, and after how many of a path that one is switched
+/// to which adapter.
+type Case = (Request, Option<usize>, Option<u64>, Option<(usize, usize)>);
+
+fn any_request() -> impl Strategy<Value = Case> {
     let priority = prop::sample::select(vec![Priority::Low, Priority::Normal, Priority::High]);
     let request = (1usize..40, 0usize..12, 1u32..5, priority, any::<bool>(), 0u64..9).prop_map(
         |(prompt, new, paths, priority, closes, seed)| {
@@ -78,14 +112,15 @@ fn any_request() -> impl Strategy<Value = (Request, Option<usize>, Option<u64>)>
             request
         },
     );
-    (request, prop::option::of(0usize..3), prop::option::of(0u64..30))
+    let switch = prop::option::of((1usize..8, 1usize..3));
+    (request, prop::option::of(0usize..3), prop::option::of(0u64..30), switch)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     /// Whatever runs beside it, with few slots and pages, on a device that is lost: a request gives what it gives
-    /// alone, unless it was cancelled; and at the end everything is free.
+    /// alone, switched to another adapter or not, unless it was cancelled; and at the end everything is free.
     #[test]
     fn every_request_ends_as_it_would_alone_and_nothing_leaks(
         requests in prop::collection::vec(any_request(), 1..10),
@@ -98,26 +133,28 @@ proptest! {
         device.adapters.resize(slots);
         let ids: Vec<_> = adapters.iter().map(|adapter| device.adapters.add(Arc::clone(adapter))).collect();
         let mut scheduler = Scheduler::new(sequences, 2, 0);
-        for (request, adapter, _) in &requests {
+        for (request, adapter, ..) in &requests {
             scheduler.submit(order(request.clone(), adapter.map(|i| &adapters[i])), Duration::ZERO);
         }
         // An adapter that is forgotten while requests run stays with those that were submitted.
         device.adapters.replace(ids[0], None);
         let mut tokens = 0;
-        let mut cancelled = Vec::new();
+        let (mut cancelled, mut seen) = (Vec::new(), BTreeMap::new());
         run(&mut scheduler, &mut device, &mut |event| {
             tokens += 1;
-            let cancel = requests[event.request].2.is_some_and(|at| at < tokens);
-            if cancel {
+            let (_, _, cancel, switch) = &requests[event.request];
+            if cancel.is_some_and(|at| at < tokens) {
                 cancelled.push(event.request as u64);
+                return Control::Cancel;
             }
-            if cancel { Control::Cancel } else { Control::Continue }
+            switched(event, &mut seen, switch.map(|(at, adapter)| (at, ids[adapter])))
         });
         let results = results(scheduler.take_done());
         prop_assert_eq!(results.len(), requests.len());
         for (number, generation) in &results {
-            let (request, adapter, _) = &requests[*number as usize];
-            let alone = alone(request, adapter.map(|i| &adapters[i]));
+            let (request, adapter, _, switch) = &requests[*number as usize];
+            let switch = switch.map(|(at, adapter)| (at, Arc::clone(&adapters[adapter])));
+            let alone = alone_switched(request, adapter.map(|i| &adapters[i]), depth, switch);
             prop_assert_eq!(generation.paths.len(), request.paths as usize);
             if cancelled.contains(number) {
                 for (path, alone) in generation.paths.iter().zip(&alone.paths) {
@@ -230,6 +267,34 @@ fn a_request_that_waits_for_a_slot_is_overtaken_only_so_often() {
         ended_before += done.len();
     }
     panic!("it never began");
+}
+
+#[test]
+fn a_path_that_is_switched_waits_for_a_slot_and_goes_before_requests_with_adapters() {
+    let mut device = Device::new(3, 16, 1);
+    device.adapters.resize(1);
+    let (one, two) = (adapter(1), adapter(2));
+    let id = device.adapters.add(Arc::clone(&two));
+    let mut scheduler = Scheduler::new(3, 2, 0);
+    let long = |new| Request { ignore_eos: true, ..request(2, new, 1) };
+    let holder = scheduler.submit(order(long(12), Some(&one)), Duration::ZERO);
+    let switched = scheduler.submit(order(long(6), None), Duration::ZERO);
+    let mut ended = Vec::new();
+    for step in 0..60 {
+        if step == 4 {
+            scheduler.submit(order(long(3), Some(&one)), Duration::ZERO);
+            scheduler.submit(order(long(3), None), Duration::ZERO);
+        }
+        let control = |event: &Event<'_>| {
+            let switch = event.request as u64 == switched && step == 2;
+            if switch { Control::Switch(Lora::new(id)) } else { Control::Continue }
+        };
+        let mut control = control;
+        scheduler.step(&mut device, &|| Duration::ZERO, &mut control).expect("a step");
+        ended.extend(scheduler.take_done().into_iter().map(|done| (done.job, step, done.result.is_ok())));
+    }
+    // Three tokens of its six before the switch; then it waits for the holder's twelfth; the one without an adapter does not.
+    assert_eq!(ended, [(3, 6, true), (holder, 11, true), (switched, 14, true), (2, 17, true)]);
 }
 
 #[test]

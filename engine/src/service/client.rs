@@ -211,8 +211,7 @@ impl Tokens {
         self.result.take().unwrap_or_else(|| Err(stopped()))
     }
 
-    /// Ends the request within a step (behind changes of adapters that wait, each of which takes one); what it has is the
-    /// result ([`Finish::Cancelled`]).
+    /// Ends the request within a step; what it has is the result ([`Finish::Cancelled`]).
     pub fn cancel(&self) {
         if !self.cancelled.replace(true) {
             // A service that has ended has cancelled everything.

@@ -1,6 +1,6 @@
 //! The thread that owns the engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +16,8 @@ use crate::generation::{Control, Event, Generation};
 use crate::request::{AdapterId, Request};
 use crate::schedule::Scheduler;
 
-/// Commands that are obeyed between two steps: who asks for much must not keep those who run from running.
-const COMMANDS: usize = 64;
+/// Requests that are taken between two steps: who asks for much must not keep those who run from running.
+const REQUESTS: usize = 64;
 
 /// What clients ask for.
 pub(super) enum Command {
@@ -44,6 +44,13 @@ pub(super) enum Change {
     Remove(AdapterId, mpsc::Sender<Result<()>>),
 }
 
+/// What takes the time of a step and waits for its turn, in the order in which it came: requests before the removal of
+/// their adapter.
+enum Task {
+    Submit(Box<Submission>),
+    Change(Box<Change>),
+}
+
 /// What goes back.
 pub(super) enum Message {
     Token(Token),
@@ -65,6 +72,7 @@ pub(super) struct Worker {
     engine: Engine,
     scheduler: Scheduler,
     commands: mpsc::Receiver<Command>,
+    tasks: VecDeque<Task>,
     /// By the scheduler's numbers.
     entries: BTreeMap<u64, Entry>,
     load: Arc<Mutex<ServiceLoad>>,
@@ -76,7 +84,7 @@ impl Worker {
     pub fn new(engine: Engine, commands: mpsc::Receiver<Command>, load: Arc<Mutex<ServiceLoad>>) -> Self {
         let scheduler = engine.scheduler();
         let (entries, published, started) = (BTreeMap::new(), metrics::Published::default(), Instant::now());
-        Self { engine, scheduler, commands, entries, load, published, started }
+        Self { engine, scheduler, commands, tasks: VecDeque::new(), entries, load, published, started }
     }
 
     pub fn into_engine(self) -> Engine {
@@ -96,43 +104,53 @@ impl Worker {
         self.answer();
     }
 
-    /// Does what was asked for by now, but no more than one change to the adapters, and waits for something to do where
-    /// there is nothing; `false`: the end.
+    /// Does what was asked for by now: cancels at once, of the rest no more than some requests and one change to the
+    /// adapters. Waits for something to do where there is nothing; `false`: the end.
     fn obey(&mut self) -> bool {
-        for turn in 0..COMMANDS {
-            let waits = turn == 0 && self.scheduler.is_idle();
+        let mut waits = self.has_nothing_to_do();
+        loop {
             let command =
                 if waits { self.commands.recv().map_err(Into::into) } else { self.commands.try_recv() };
-            let command = match command {
-                Ok(command) => command,
-                Err(TryRecvError::Empty) => return true,
+            waits = false;
+            match command {
+                Ok(Command::Submit(submission)) => self.tasks.push_back(Task::Submit(submission)),
+                Ok(Command::Change(change)) => self.tasks.push_back(Task::Change(change)),
+                Ok(Command::Cancel(ticket)) => self.cancel(ticket),
+                Ok(Command::Stop) => return false,
+                Err(TryRecvError::Empty) => break,
                 // Nobody is left to ask; what runs still has its listeners.
-                Err(TryRecvError::Disconnected) => return !self.scheduler.is_idle(),
-            };
-            let changes = matches!(command, Command::Change(_));
-            if !self.command(command) {
-                return false;
+                Err(TryRecvError::Disconnected) if self.has_nothing_to_do() => return false,
+                Err(TryRecvError::Disconnected) => break,
             }
-            if changes {
-                break;
+        }
+        for _ in 0..REQUESTS {
+            match self.tasks.pop_front() {
+                Some(Task::Submit(submission)) => self.submit(*submission),
+                Some(Task::Change(change)) => {
+                    self.change(*change);
+                    break;
+                }
+                None => break,
             }
         }
         true
     }
 
-    fn command(&mut self, command: Command) -> bool {
-        match command {
-            Command::Submit(submission) => self.submit(*submission),
-            Command::Cancel(ticket) => {
-                let found = self.entries.iter().find(|(_, entry)| entry.ticket == ticket);
-                if let Some((&job, _)) = found {
-                    self.scheduler.cancel(job, &mut self.engine.host());
-                }
-            }
-            Command::Change(change) => self.change(*change),
-            Command::Stop => return false,
+    fn has_nothing_to_do(&self) -> bool {
+        self.scheduler.is_idle() && self.tasks.is_empty()
+    }
+
+    fn cancel(&mut self, ticket: u64) {
+        let waits = |task: &Task| matches!(task, Task::Submit(submission) if submission.ticket == ticket);
+        if let Some(at) = self.tasks.iter().position(waits)
+            && let Some(Task::Submit(submission)) = self.tasks.remove(at)
+        {
+            self.submit(*submission);
         }
-        true
+        let found = self.entries.iter().find(|(_, entry)| entry.ticket == ticket);
+        if let Some((&job, _)) = found {
+            self.scheduler.cancel(job, &mut self.engine.host());
+        }
     }
 
     fn submit(&mut self, submission: Submission) {
