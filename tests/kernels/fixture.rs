@@ -270,7 +270,8 @@ pub fn slots(site: &Site, random: &mut Random) -> Vec<Option<Arc<Factors>>> {
     vec![factors(&|_| most, false), factors(&low, false), None, factors(&|_| 2.min(most), true)]
 }
 
-/// Rows that differ in slot and mask: on, none, low rank, empty slot, NaN masked off, on elsewhere only.
+/// Rows that differ in slot and mask: on, none, low rank, empty slot, NaN masked off, on elsewhere only; behind one of
+/// each, seven of each in a run, as prompts are.
 pub fn lora_rows(n: usize, random: &mut Random) -> Vec<Row> {
     let mut rows = rows(n, random);
     let elsewhere = LayerMask(!LayerMask::of([LAYER as usize]).0);
@@ -282,7 +283,9 @@ pub fn lora_rows(n: usize, random: &mut Random) -> Vec<Row> {
         (3, LayerMask::NONE),
         (0, elsewhere),
     ];
-    for (row, (slot, mask)) in rows.iter_mut().zip(kinds.into_iter().cycle()) {
+    for (index, row) in rows.iter_mut().enumerate() {
+        let kind = if index < kinds.len() { index } else { (index - kinds.len()) / 7 % kinds.len() };
+        let (slot, mask) = kinds[kind];
         (row.slot, row.lora) = (slot, mask.words());
     }
     rows

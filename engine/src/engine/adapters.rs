@@ -111,6 +111,10 @@ impl Engine {
     /// empty.
     pub(super) fn make_room(&mut self, positions: usize) -> Result<()> {
         let context = positions.max(self.options.context).clamp(1, self.model.spec.context);
+        if self.options.kv_bytes.is_some() {
+            // There will not be more pages: who needs more has no room, and is not to disturb the others.
+            self.runtime.has_room(positions)?;
+        }
         if self.room_for == Some(self.adapters.changes()) && self.runtime.needs().context >= context {
             return Ok(());
         }

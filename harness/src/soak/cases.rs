@@ -1,8 +1,11 @@
 //! What a soak may ask for: a fixed pool of cases, drawn from a seed, so that every case meets many neighbours and is
 //! computed alone only once.
 
+use std::collections::BTreeMap;
+
 use wattle_engine::{
-    ActiveFrom, AdapterId, Closing, Engine, LayerMask, Lora, Path, Priority, Request, Sampling, VoteRule,
+    ActiveFrom, AdapterId, Closing, Control, Engine, Event, LayerMask, Lora, Path, Priority, Request,
+    Sampling, VoteRule,
 };
 
 use crate::error::Result;
@@ -19,12 +22,33 @@ const NEW: usize = 24;
 /// Positions that any case needs.
 pub(super) const CONTEXT: usize = PROMPT + NEW;
 
+/// A path goes on otherwise.
+#[derive(Clone, Copy)]
+pub(super) struct Switch {
+    /// After so many of its tokens.
+    after: usize,
+    /// To the adapter that always stays, or to none.
+    adapted: bool,
+    layers: LayerMask,
+}
+
+impl Switch {
+    /// What an observer says that sees a path's tokens; `seen` counts them, `stays` is that adapter's id.
+    pub fn control(self, event: &Event<'_>, seen: &mut BTreeMap<u32, usize>, stays: AdapterId) -> Control {
+        let count = seen.entry(event.path).or_default();
+        *count += 1;
+        let lora = if self.adapted { Lora { layers: self.layers, ..Lora::new(stays) } } else { Lora::BASE };
+        if *count == self.after { Control::Switch(lora) } else { Control::Continue }
+    }
+}
+
 /// A request, and what it gives alone.
 pub(super) struct Case {
     /// Without an adapter's id: the adapter has another one in every engine.
     request: Request,
     /// Which of the soak's adapters it runs with.
     pub adapter: Option<usize>,
+    pub switch: Option<Switch>,
     /// Of a fresh engine in which nothing else runs.
     pub alone: Vec<Path>,
     /// The answer that wins there.
@@ -39,7 +63,7 @@ impl Case {
     }
 }
 
-/// Draws `count` cases, and runs each alone on `engine`, in which `ids` are the adapters.
+/// Draws `count` cases, and runs each alone on `engine`, in which `ids` are the adapters, of which the first stays.
 pub(super) fn pool(
     count: usize,
     random: &mut Random,
@@ -54,13 +78,22 @@ pub(super) fn pool(
     for _ in 0..count {
         let adapter = Some(random.below(ids.len() as u64 + 1) as usize).filter(|&index| index < ids.len());
         let request = draw(random, &texts, adapter.is_some(), has_text);
-        let mut case = Case { request, adapter, alone: Vec::new(), winner: None };
+        let switch = random.one_in(4).then(|| Switch {
+            after: 1 + random.below(NEW as u64 / 2) as usize,
+            adapted: !random.one_in(3),
+            layers: if random.one_in(3) { LayerMask::of([1, 2]) } else { LayerMask::ALL },
+        });
+        let mut case = Case { request, adapter, switch, alone: Vec::new(), winner: None };
         let mut request = case.request(adapter.map(|index| ids[index]));
         if let Some(rule) = &mut request.vote {
             // Which paths an early end spares depends on who else runs; what they would have said does not.
             rule.early = false;
         }
-        let generation = engine.generate(&request)?;
+        let mut seen = BTreeMap::new();
+        let generation = engine.stream(&request, |event| match switch {
+            Some(switch) => switch.control(event, &mut seen, ids[0]),
+            None => Control::Continue,
+        })?;
         case.winner = generation.vote.and_then(|tally| Some(tally.winner()?.text.clone()));
         case.alone = generation.paths;
         cases.push(case);

@@ -3,6 +3,7 @@
 mod cases;
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use wattle_engine::adapter::Adapter;
 use wattle_engine::backend::Limits;
 use wattle_engine::model::Model;
 use wattle_engine::{
-    AdapterId, AdapterRoom, Client, Engine, EngineOptions, Error as EngineError, Feature, Finish, Gate,
-    Generation, Path, Request, Service, ServiceOptions, Tokens,
+    AdapterId, AdapterRoom, Client, Control, Engine, EngineOptions, Error as EngineError, Feature, Finish,
+    Gate, Generation, Path, Request, Service, ServiceOptions, Tokens,
 };
 
 use crate::common::Common;
@@ -27,7 +28,7 @@ const OPEN: usize = 14;
 /// Sequences, and requests that may wait.
 const SEQUENCES: usize = 4;
 const QUEUE: usize = 6;
-/// Slots for adapters: fewer than there are adapters, and fewer than ids.
+/// Slots for adapters: fewer than there are adapters, and fewer than ids that come and go.
 const SLOTS: usize = 2;
 const IDS: usize = 3;
 /// Pages of KV memory: less than all sequences could have at the same time.
@@ -72,6 +73,10 @@ enum Fate {
     Wait,
     CancelAfter(usize),
     DropAfter(usize),
+    /// The callback cancels it after so many tokens.
+    CallbackCancels(usize),
+    /// The callback panics, after so many tokens.
+    CallbackPanics(usize),
 }
 
 struct Open {
@@ -85,7 +90,9 @@ struct Soak<'s> {
     random: Random,
     cases: &'s [Case],
     adapters: &'s [Adapter],
-    /// Ids, and which adapter each stands for now.
+    /// The first adapter's id that is never forgotten: requests are switched to it.
+    stays: AdapterId,
+    /// Other ids, and which adapter each stands for now.
     ids: Vec<(AdapterId, usize)>,
     open: Vec<Open>,
     outcome: Outcome,
@@ -126,11 +133,13 @@ pub(crate) fn soak(requests: usize, seed: u64, common: &Common) -> Result<Outcom
     };
     let service = Service::start(Engine::load(&source.model, options)?, ServiceOptions { queue: QUEUE })?;
     let (client, outcome) = (service.client(), Outcome { requests, ..Outcome::default() });
+    let stays = client.add_adapter(adapters[0].clone())?;
     let mut soak = Soak {
         client,
         random,
         cases: &cases,
         adapters: &adapters,
+        stays,
         ids: Vec::new(),
         open: Vec::new(),
         outcome,
@@ -180,12 +189,15 @@ impl Soak<'_> {
             request.deadline = Some(Duration::from_millis(self.random.below(30)));
         }
         let after = self.random.below(6) as usize;
-        let fate = match self.random.below(10) {
-            0 => Fate::CancelAfter(after),
-            1 => Fate::DropAfter(after),
+        let watched = self.cases[case].switch.is_some();
+        let fate = match (self.random.below(10), watched) {
+            (0, false) => Fate::CancelAfter(after),
+            (0, true) => Fate::CallbackCancels(after),
+            (1, _) => Fate::DropAfter(after),
+            (2, _) if self.random.one_in(4) => Fate::CallbackPanics(after),
             _ => Fate::Wait,
         };
-        match self.client.submit(request) {
+        match self.hand_in(request, case, &fate) {
             Ok(tokens) => self.open.push(Open { tokens, case, fate }),
             Err(EngineError::Busy(_)) => {
                 self.outcome.rejected += 1;
@@ -200,13 +212,39 @@ impl Soak<'_> {
         Ok(())
     }
 
-    /// Requests that are wrong have to be refused, and disturb nobody.
+    /// Submits a request, with a callback where there is something for it to do.
+    fn hand_in(&self, request: Request, case: usize, fate: &Fate) -> Result<Tokens, EngineError> {
+        let (switch, stays) = (self.cases[case].switch, self.stays);
+        let (cancels, panics) = match fate {
+            Fate::CallbackCancels(after) => (Some(*after), None),
+            Fate::CallbackPanics(after) => (None, Some(*after)),
+            _ => (None, None),
+        };
+        if switch.is_none() && panics.is_none() {
+            return self.client.submit(request);
+        }
+        let (mut all, mut seen) = (0, BTreeMap::new());
+        self.client.submit_with(request, move |event| {
+            if panics == Some(all) {
+                // Without the message that a panic prints.
+                resume_unwind(Box::new("the callback's own mistake"));
+            }
+            if cancels == Some(all) {
+                return Control::Cancel;
+            }
+            all += 1;
+            switch.map_or(Control::Continue, |switch| switch.control(event, &mut seen, stays))
+        })
+    }
+
+    /// Requests that are wrong, or too long for the cache, have to be refused, and disturb nobody.
     fn submit_nonsense(&mut self) -> Result<()> {
-        let vocab = self.client.spec().vocab as u32;
-        let bad = Request::new(vec![vocab], 2);
+        let (vocab, context) = (self.client.spec().vocab as u32, self.client.spec().context);
+        let oversize = self.random.one_in(2);
+        let bad = if oversize { Request::new(vec![0; context], 1) } else { Request::new(vec![vocab], 2) };
         let tokens = self.client.submit_within(bad, Duration::from_secs(600))?;
         self.outcome.rejected += 1;
-        self.outcome.count("refused");
+        self.outcome.count(if oversize { "oversize" } else { "refused" });
         if tokens.wait().is_ok() {
             self.outcome.mismatches += 1;
         }
@@ -245,20 +283,24 @@ impl Soak<'_> {
     /// Does with a request what was to be done, and compares what it gave.
     fn settle(&mut self, open: Open) {
         let Open { mut tokens, case, fate } = open;
-        match fate {
-            Fate::Wait => {}
+        match &fate {
+            Fate::Wait | Fate::CallbackCancels(_) | Fate::CallbackPanics(_) => {}
             Fate::CancelAfter(count) => {
-                tokens.by_ref().take(count).for_each(drop);
+                tokens.by_ref().take(*count).for_each(drop);
                 tokens.cancel();
             }
             Fate::DropAfter(count) => {
-                tokens.by_ref().take(count).for_each(drop);
+                tokens.by_ref().take(*count).for_each(drop);
                 self.outcome.cancelled += 1;
                 return self.outcome.count("dropped");
             }
         }
         match tokens.wait() {
             Ok(generation) => self.compare(case, &generation),
+            Err(EngineError::Value { .. }) if matches!(fate, Fate::CallbackPanics(_)) => {
+                self.outcome.cancelled += 1;
+                self.outcome.count("panicked");
+            }
             Err(error) => {
                 tracing::error!(%error, case, "a request failed");
                 self.outcome.completed += 1;
@@ -294,6 +336,7 @@ impl Soak<'_> {
             ("votes_ended_early", spared > 0),
             ("closing_prompts", paths.iter().any(|path| !path.forced.is_empty())),
             ("several_paths", paths.len() > 1),
+            ("switches", case.switch.is_some()),
             ("gates_closed", generation.report.lora_layers_closed > 0),
         ];
         happened.iter().filter(|(_, happened)| *happened).for_each(|(name, _)| outcome.count(name));

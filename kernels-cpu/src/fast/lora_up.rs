@@ -88,7 +88,7 @@ fn bytes<E>(values: &[E]) -> Range<*const u8> {
     start.cast()..end.cast()
 }
 
-/// y += B t for the outputs from `start` on of all rows; each sum takes the rank's terms in ascending order.
+/// y += B t for the outputs from `start` on of all rows, a line of y for each; each sum takes the rank's terms in ascending order.
 #[inline(always)]
 pub(super) fn add_up<S: Simd>(
     simd: S,
@@ -253,8 +253,8 @@ impl Work for AddUp<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let z = &mut self.z.chunks_mut(self.width).collect::<Vec<_>>();
-        let t = &self.t[self.first * self.lora.t_width()..];
-        add_up(simd, self.lora, &self.rows[self.first..], t, 0, z);
+        let (rows, t) = (&self.rows[self.first..][..z.len()], &self.t[self.first * self.lora.t_width()..]);
+        add_up(simd, self.lora, rows, t, 0, z);
     }
 }
 
