@@ -1,4 +1,4 @@
-//! Owned bytes that are aligned for every element type.
+//! Owned bytes that begin at a cache line.
 
 use std::ops::Range;
 
@@ -11,13 +11,18 @@ use super::matrix::{Bytes, Dtype};
 /// translation of an address once in 2 MiB, not once in 4 KiB.
 const HUGE: usize = 2 << 20;
 
-/// Zeroed memory, such as for weights that a file cannot lend as they are, aligned for every element type; where it is large, in
-/// huge pages, if the system has any.
+/// Zeroed memory, such as for weights that a file cannot lend as they are, from a cache line on; where it is large, in huge
+/// pages, if the system has any.
 pub struct AlignedBytes(Memory);
 
+/// A cache line: no vector of a product lies in two.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Line([u64; 8]);
+
 enum Memory {
-    /// Words, the last of which may reach past the end, and how many bytes count.
-    Words(Vec<u64>, usize),
+    /// Lines, the last of which may reach past the end, and how many bytes count.
+    Lines(Vec<Line>, usize),
     /// Pages of their own, and the bytes of them that count.
     Pages(MmapMut, Range<usize>),
 }
@@ -36,18 +41,18 @@ impl AlignedBytes {
             }
             return Some(Self(Memory::Pages(pages, start..start + len)));
         }
-        let count = len.div_ceil(8);
-        let mut words = Vec::new();
-        words.try_reserve_exact(count).ok()?;
-        words.resize(count, 0);
-        Some(Self(Memory::Words(words, len)))
+        let count = len.div_ceil(size_of::<Line>());
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(count).ok()?;
+        lines.resize(count, bytemuck::Zeroable::zeroed());
+        Some(Self(Memory::Lines(lines, len)))
     }
 }
 
 impl AsRef<[u8]> for AlignedBytes {
     fn as_ref(&self) -> &[u8] {
         match &self.0 {
-            Memory::Words(words, len) => &bytemuck::cast_slice(words)[..*len],
+            Memory::Lines(lines, len) => &bytemuck::cast_slice(lines)[..*len],
             Memory::Pages(pages, range) => &pages[range.clone()],
         }
     }
@@ -56,7 +61,7 @@ impl AsRef<[u8]> for AlignedBytes {
 impl AsMut<[u8]> for AlignedBytes {
     fn as_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
-            Memory::Words(words, len) => &mut bytemuck::cast_slice_mut(words)[..*len],
+            Memory::Lines(lines, len) => &mut bytemuck::cast_slice_mut(lines)[..*len],
             Memory::Pages(pages, range) => &mut pages[range.clone()],
         }
     }
