@@ -33,6 +33,20 @@ fn paths_vote_and_budgets_end_in_an_answer() {
 }
 
 #[test]
+fn a_budget_of_kv_memory_makes_paths_wait_and_changes_nothing() {
+    let run = |budget: &[&str]| {
+        let ask =
+            ["generate", "--backend", "cpu", "--prompt", "Tom has 40 cups.", "--paths", "5", "--seed", "3"];
+        json(&[&ask[..], &["--max-new-tokens", "12", "--temperature", "0.9", "--json"], budget].concat())
+    };
+    let (plenty, scarce) = (run(&[]), run(&["--kv-bytes", "400K"]));
+    assert_eq!(plenty["report"]["paths"], scarce["report"]["paths"]);
+    let generate = ["generate", "--prompt", "Tom", "--kv-bytes"];
+    assert!(message(&[&generate[..], &["3"]].concat(), 1).contains("kv_bytes"));
+    assert!(message(&[&generate[..], &["5Q"]].concat(), 2).contains("no unit"));
+}
+
+#[test]
 fn a_soak_finds_nothing_wrong() {
     for backend in backends() {
         // A software GPU takes seconds to come back after it was lost: too few requests for the rarer events.

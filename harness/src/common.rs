@@ -33,6 +33,10 @@ pub(crate) struct Common {
     /// How keys and values are kept: `q8` are bytes with a scale per token and head [default: f32]
     #[arg(long, global = true, value_enum)]
     pub kv: Option<Kv>,
+    /// Memory for keys and values at most, in bytes, or with K, M or G for powers of 1024: paths and requests that find no
+    /// room wait for each other [default: as much as all that run at once may need]
+    #[arg(long, global = true, value_name = "BYTES", value_parser = bytes)]
+    pub kv_bytes: Option<u64>,
     /// Layers in which the adapter is active: `all`, `none`, or a list such as `0,2,5-7`, which also leaves out what
     /// lies outside the layers
     #[arg(long, global = true, value_name = "LAYERS", default_value = "all")]
@@ -57,6 +61,7 @@ impl Common {
             quant: self.quant.into(),
             precision: self.precision(),
             kv: self.kv.map(KvType::from).unwrap_or_default(),
+            kv_bytes: self.kv_bytes,
             threads: self.threads.map(usize::from),
             tuning: tuning_file(),
             ..wattle_engine::EngineOptions::default()
@@ -84,6 +89,20 @@ impl Common {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(cores, usize::from)
     }
+}
+
+/// A number of bytes, as it is typed.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        unit => return Err(format!("`{unit}` is no unit: expected K, M or G, or none for bytes")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a whole number, such as 512M".to_owned())?;
+    number.checked_mul(unit).ok_or_else(|| "more bytes than can be counted".to_owned())
 }
 
 /// Where measured choices are kept: in the user's cache folder.

@@ -220,8 +220,8 @@ impl Engine {
         generations.pop().ok_or_else(|| Error::value("request", "nothing was run"))
     }
 
-    /// Runs several requests, as many at a time as there are sequences. An unusable request fails them all, before
-    /// anything runs.
+    /// Runs several requests, as many at a time as there are sequences: all or none. An unusable request fails them before
+    /// anything runs, one that fails on its way ends the others; a [`crate::Service`] answers each on its own.
     pub fn generate_all(&mut self, requests: &[Request]) -> Result<Vec<Generation>> {
         self.stream_all(requests, |_| Control::Continue)
     }

@@ -109,6 +109,7 @@ pub(crate) fn soak(requests: usize, seed: u64, common: &Common) -> Result<Outcom
         context: cases::CONTEXT,
         rows: 24,
         gate: Some(Arc::new(gate)),
+        kv_bytes: None,
         ..common.engine_options()
     };
     let alone = EngineOptions { share_prefixes: false, ..options.clone() };
