@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use super::beside::beside;
 use super::metrics;
 use super::places::Places;
 use super::worker::{Change, Command, Message, Submission};
 use super::{ServiceLoad, ServiceOptions};
 use crate::adapter::Adapter;
-use crate::engine::{Engine, Preparer, read_adapters};
+use crate::engine::{Engine, Preparer, Ready, read_adapters};
 use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Finish, Generation};
 use crate::model::Spec;
@@ -112,22 +113,23 @@ impl Client {
         Ok(Tokens { ticket, messages, commands, cancelled, result: None })
     }
 
-    /// Reads an unmodified PEFT directory, here, and hands it to the engine between two steps.
+    /// Reads an unmodified PEFT directory, while this thread waits, and hands it to the engine between two steps.
     ///
     /// # Errors
     /// What is wrong with the adapter, or [`Error::Stopped`].
     pub fn load_adapter(&self, dir: impl AsRef<Path>, scale: f32) -> Result<AdapterId> {
-        self.add_adapter(read_adapters(&[(dir.as_ref(), scale)], &self.shared.spec)?)
+        let dir = dir.as_ref();
+        self.add(|| read_adapters(&[(dir, scale)], &self.shared.spec))
     }
 
-    /// Adds an adapter that is in memory already. It is read, and on a CPU laid out, here: those who run wait only for its
-    /// way into a slot, and, where there is no slot for one more, for everything to be made anew.
+    /// Adds an adapter that is in memory already. It is read, and on a CPU laid out, on a thread that gives way to the
+    /// engine's: those who run wait only for its way into a slot, and, where there is no slot for one more, for everything
+    /// to be made anew.
     ///
     /// # Errors
     /// As [`Self::load_adapter`].
     pub fn add_adapter(&self, adapter: Adapter) -> Result<AdapterId> {
-        let ready = self.shared.preparer.prepare(adapter)?;
-        self.ask(|reply| Change::Add(ready, reply))
+        self.add(|| Ok(adapter))
     }
 
     /// Puts another adapter under an id. Requests that were taken before go on with what they began with.
@@ -135,7 +137,8 @@ impl Client {
     /// # Errors
     /// As [`Self::load_adapter`], or that no such adapter is loaded.
     pub fn replace_adapter(&self, id: AdapterId, dir: impl AsRef<Path>, scale: f32) -> Result<()> {
-        self.swap_adapter(id, read_adapters(&[(dir.as_ref(), scale)], &self.shared.spec)?)
+        let dir = dir.as_ref();
+        self.swap(id, || read_adapters(&[(dir, scale)], &self.shared.spec))
     }
 
     /// [`Self::replace_adapter`] by one that is in memory already.
@@ -143,8 +146,7 @@ impl Client {
     /// # Errors
     /// As [`Self::replace_adapter`].
     pub fn swap_adapter(&self, id: AdapterId, adapter: Adapter) -> Result<()> {
-        let ready = self.shared.preparer.prepare(adapter)?;
-        self.ask(|reply| Change::Replace(id, ready, reply))
+        self.swap(id, || Ok(adapter))
     }
 
     /// Forgets an adapter. Requests that were taken before go on with it; then its slot is emptied.
@@ -175,6 +177,21 @@ impl Client {
 
     pub(super) fn shared_load(&self) -> Arc<Mutex<ServiceLoad>> {
         Arc::clone(&self.shared.load)
+    }
+
+    fn add(&self, read: impl FnOnce() -> Result<Adapter> + Send) -> Result<AdapterId> {
+        let ready = self.ready(read)?;
+        self.ask(|reply| Change::Add(ready, reply))
+    }
+
+    fn swap(&self, id: AdapterId, read: impl FnOnce() -> Result<Adapter> + Send) -> Result<()> {
+        let ready = self.ready(read)?;
+        self.ask(|reply| Change::Replace(id, ready, reply))
+    }
+
+    /// Does with an adapter what needs no engine.
+    fn ready(&self, read: impl FnOnce() -> Result<Adapter> + Send) -> Result<Ready> {
+        beside(|| self.shared.preparer.prepare(read()?))
     }
 
     fn ask<T>(&self, change: impl FnOnce(mpsc::Sender<Result<T>>) -> Change) -> Result<T> {

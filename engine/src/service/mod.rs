@@ -1,6 +1,7 @@
 //! An engine on a thread of its own, for programs with many users: requests come from any thread at any time, join and
 //! leave while others run, and are answered as they come.
 
+mod beside;
 mod client;
 mod metrics;
 mod places;
