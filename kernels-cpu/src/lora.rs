@@ -1,5 +1,7 @@
 //! LoRA factors as kernels see them.
 
+use std::ops::Range;
+
 use wattle_shaders::Row;
 
 use crate::{Read, Write};
@@ -26,6 +28,15 @@ pub struct Target<T> {
     pub rows: usize,
     /// The factors of each slot; none where the slot is empty or has none here.
     pub slots: Vec<Option<Pair<T>>>,
+}
+
+impl<T> Target<T> {
+    /// Those of some outputs of the projection that are this target's; `None` if none is.
+    pub(crate) fn overlap(&self, outputs: &Range<usize>) -> Option<Range<usize>> {
+        let from = outputs.start.max(self.start);
+        let to = outputs.end.min(self.start + self.rows);
+        (from < to).then_some(from..to)
+    }
 }
 
 /// Projections of one input that carry LoRA together; t = A x is \[row, partials, targets × rank\], sums over `part`

@@ -1,19 +1,14 @@
 //! y + B t.
 
-use std::ops::Range;
-
 use wattle_shaders::Row;
 
 use super::lora::Factor;
 use super::simd::{Element, LANES, Simd, Work, run};
 use super::threads::lines;
-use crate::{Lora, Target};
-
-/// Bytes that memory gives at once.
-const CACHE_LINE: usize = 64;
+use crate::Lora;
 
 /// Bytes of B that stay in a second-level cache while W x is computed for the outputs that they belong to.
-const NEAR: usize = 1 << 15;
+const NEAR: usize = 1 << 16;
 
 /// How many outputs, in whole panels, to compute and to add B t to before the next: more, and their rows of B would be
 /// gone from near caches again, having been fetched with W x.
@@ -21,74 +16,8 @@ pub(super) fn stretch(lora: &Lora<Factor>) -> usize {
     (NEAR / (lora.rank.max(1) * size_of::<half::f16>())).next_multiple_of(LANES)
 }
 
-/// Those of some outputs that a target has; nothing if that is none.
-fn overlap<T>(target: &Target<T>, outputs: &Range<usize>) -> Option<Range<usize>> {
-    let from = outputs.start.max(target.start);
-    let to = outputs.end.min(target.start + target.rows);
-    (from < to).then_some(from..to)
-}
-
-/// The rows of B that [`add_up`] will want of a row for some outputs, to be fetched while W x is computed: they are few,
-/// far from anything read before, and needed at once after a product's last term. All of them together would fill the
-/// queue that the matrix's own bytes need.
-pub(super) struct Meanwhile {
-    ranges: Vec<Range<*const u8>>,
-    /// Cache lines a turn.
-    lines: usize,
-}
-
-impl Meanwhile {
-    /// For `outputs` whose product has a turn for each panel of them.
-    pub fn new(lora: &Lora<Factor>, row: &Row, outputs: &Range<usize>) -> Self {
-        let mut ranges = Vec::with_capacity(lora.targets.len());
-        for (index, target) in lora.targets.iter().enumerate() {
-            let (Some(pair), Some(outputs)) = (lora.active(index, row), overlap(target, outputs)) else {
-                continue;
-            };
-            let first = (outputs.start - target.start) / LANES * LANES;
-            let last = (outputs.end - target.start).next_multiple_of(LANES);
-            let panels = first * pair.rank..last * pair.rank;
-            ranges.push(match pair.b {
-                Factor::F32(b) => bytes(&b[panels]),
-                Factor::F16(b, _) => bytes(&b[panels]),
-            });
-        }
-        let all = Self { ranges, lines: 0 };
-        let turns = outputs.len().div_ceil(LANES).max(1);
-        Self { lines: all.left().div_ceil(CACHE_LINE).div_ceil(turns), ..all }
-    }
-
-    /// Bytes that were not asked for yet.
-    fn left(&self) -> usize {
-        self.ranges.iter().map(|range| range.end.addr() - range.start.addr()).sum()
-    }
-
-    /// Nothing.
-    pub fn none() -> Self {
-        Self { ranges: Vec::new(), lines: 0 }
-    }
-
-    /// Asks for the next few lines.
-    #[inline(always)]
-    pub fn turn<S: Simd>(&mut self, simd: S) {
-        for _ in 0..self.lines {
-            let Some(range) = self.ranges.last_mut() else { return };
-            simd.prefetch(range.start);
-            range.start = range.start.wrapping_add(CACHE_LINE);
-            if range.start >= range.end {
-                self.ranges.pop();
-            }
-        }
-    }
-}
-
-/// Where values lie.
-fn bytes<E>(values: &[E]) -> Range<*const u8> {
-    let Range { start, end } = values.as_ptr_range();
-    start.cast()..end.cast()
-}
-
-/// y += B t for the outputs from `start` on of all rows, a line of y for each; each sum takes the rank's terms in ascending order.
+/// y += B t for the outputs from `start` on of all rows, a line of y for each; each sum takes the rank's terms in
+/// ascending order.
 #[inline(always)]
 pub(super) fn add_up<S: Simd>(
     simd: S,
@@ -100,7 +29,7 @@ pub(super) fn add_up<S: Simd>(
 ) {
     let width = y.first().map_or(0, |y| y.len());
     for (index, target) in lora.targets.iter().enumerate() {
-        let Some(outputs) = overlap(target, &(start..start + width)) else { continue };
+        let Some(outputs) = target.overlap(&(start..start + width)) else { continue };
         let (first, at) = (outputs.start - target.start, outputs.start - start);
         let mut line = 0;
         while line < y.len() {
@@ -109,12 +38,8 @@ pub(super) fn add_up<S: Simd>(
                 continue;
             };
             let count = alike(lora, &rows[line..]);
-            let mut ts = [&[][..]; TOGETHER];
-            for n in 0..count {
-                ts[n] = &t[lora.t_at(line + n, 0, index)..][..pair.rank];
-            }
-            let (ts, y) = (&ts[..count], &mut y[line..][..count]);
-            let (rank, width) = (pair.rank, outputs.len());
+            let ts = |n: usize| &t[lora.t_at(line + n, 0, index)..][..pair.rank];
+            let (y, rank, width) = (&mut y[line..][..count], pair.rank, outputs.len());
             match pair.b {
                 Factor::F32(b) => Up { b, scale: 1.0, rank, first, at, width }.add(simd, ts, y),
                 Factor::F16(b, scale) => Up { b, scale, rank, first, at, width }.add(simd, ts, y),
@@ -125,7 +50,10 @@ pub(super) fn add_up<S: Simd>(
 }
 
 /// Lines that an element of B is loaded once for.
-const TOGETHER: usize = 4;
+const TOGETHER: usize = 8;
+
+/// Terms of a sum that are added before the next ones' t is laid out.
+const TERMS: usize = 64;
 
 /// How many of the rows, from the first on, have its factors: at most [`TOGETHER`].
 fn alike(lora: &Lora<Factor>, rows: &[Row]) -> usize {
@@ -148,40 +76,52 @@ struct Up<'a, E> {
 }
 
 impl<E: Element> Up<'_, E> {
-    /// y += B t for some lines.
+    /// y += B t for some lines; `t(n)` is that of line n.
     #[inline(always)]
-    fn add<S: Simd>(&self, simd: S, t: &[&[f32]], y: &mut [&mut [f32]]) {
-        let mut n = 0;
-        while n < t.len() {
-            let (t, y) = (&t[n..], &mut y[n..]);
-            n += match t.len() {
-                4.. if S::WIDE => self.lines::<S, 4>(simd, t, y),
-                2.. => self.lines::<S, 2>(simd, t, y),
-                _ => self.lines::<S, 1>(simd, t, y),
-            };
+    fn add<'t, S: Simd>(&self, simd: S, t: impl Fn(usize) -> &'t [f32], y: &mut [&mut [f32]]) {
+        let mut terms = [[0.0; TOGETHER]; TERMS];
+        for from in (0..self.rank).step_by(TERMS) {
+            let terms = &mut terms[..TERMS.min(self.rank - from)];
+            for n in 0..y.len() {
+                for (term, t) in terms.iter_mut().zip(&t(n)[from..]) {
+                    // Exact: the scale is a power of two.
+                    term[n] = t * self.scale;
+                }
+            }
+            let mut n = 0;
+            while n < y.len() {
+                let (y, terms) = (&mut y[n..], Terms { from, first: n, t: terms });
+                n += match y.len() {
+                    8.. if S::WIDE => self.lines::<S, 8>(simd, terms, y),
+                    4.. if S::WIDE => self.lines::<S, 4>(simd, terms, y),
+                    2.. => self.lines::<S, 2>(simd, terms, y),
+                    _ => self.lines::<S, 1>(simd, terms, y),
+                };
+            }
         }
     }
 
     /// For the first N of the lines; returns N. As many panels at once as there are registers for, so that no addition
     /// waits for the one before.
     #[inline(always)]
-    fn lines<S: Simd, const N: usize>(&self, simd: S, t: &[&[f32]], y: &mut [&mut [f32]]) -> usize {
+    fn lines<S: Simd, const N: usize>(&self, simd: S, terms: Terms, y: &mut [&mut [f32]]) -> usize {
         let mut done = 0;
         while done < self.width {
             let (panel, lane) = ((self.first + done) / LANES, (self.first + done) % LANES);
-            let b = self.b[panel * self.rank * LANES..].as_chunks().0;
-            let (at, rest, scale) = (self.at + done, self.width - done, self.scale);
+            let b = &self.b[panel * self.rank * LANES..].as_chunks().0[terms.from..];
+            let (at, rest) = (self.at + done, self.width - done);
             done += match rest / LANES {
-                4.. if lane == 0 && N == 1 => panels::<S, E, 4, N>(simd, b, scale, t, y, at),
-                2.. if lane == 0 => panels::<S, E, 2, N>(simd, b, scale, t, y, at),
-                1.. if lane == 0 => panels::<S, E, 1, N>(simd, b, scale, t, y, at),
+                4.. if lane == 0 && (N == 1 || N == 4) => self.panels::<S, 4, N>(simd, b, terms, y, at),
+                2.. if lane == 0 => self.panels::<S, 2, N>(simd, b, terms, y, at),
+                1.. if lane == 0 => self.panels::<S, 1, N>(simd, b, terms, y, at),
                 _ => {
                     let count = (LANES - lane).min(rest);
                     for n in 0..N {
                         let y = &mut y[n][at..][..count];
                         let mut lanes = [0.0; LANES];
                         lanes[lane..][..count].copy_from_slice(y);
-                        panels::<S, E, 1, 1>(simd, b, scale, &t[n..], &mut [&mut lanes], 0);
+                        let terms = Terms { first: terms.first + n, ..terms };
+                        self.panels::<S, 1, 1>(simd, b, terms, &mut [&mut lanes], 0);
                         y.copy_from_slice(&lanes[lane..][..count]);
                     }
                     count
@@ -190,46 +130,60 @@ impl<E: Element> Up<'_, E> {
         }
         N
     }
-}
 
-/// y += scale · B t for P panels and N lines, from element `at` of the lines on; returns how many outputs that is.
-#[inline(always)]
-fn panels<S: Simd, E: Element, const P: usize, const N: usize>(
-    simd: S,
-    b: &[[E; LANES]],
-    scale: f32,
-    t: &[&[f32]],
-    y: &mut [&mut [f32]],
-    at: usize,
-) -> usize {
-    let rank = t[0].len();
-    let b = &b[..P * rank];
-    let mut sums = [[simd.zero(); P]; N];
-    for n in 0..N {
-        let y = y[n][at..].as_chunks().0;
-        for p in 0..P {
-            sums[n][p] = simd.load(&y[p]);
-        }
-    }
-    for r in 0..rank {
-        let mut elements = [simd.zero(); P];
-        for p in 0..P {
-            elements[p] = E::load(simd, &b[p * rank + r]);
-        }
+    /// y += B t for P panels and N lines, from element `at` of the lines on; returns how many outputs that is. `b` begins
+    /// with the first panel's first term.
+    #[inline(always)]
+    fn panels<S: Simd, const P: usize, const N: usize>(
+        &self,
+        simd: S,
+        b: &[[E; LANES]],
+        terms: Terms,
+        y: &mut [&mut [f32]],
+        at: usize,
+    ) -> usize {
+        let mut sums = [[simd.zero(); P]; N];
         for n in 0..N {
-            let t = simd.splat(t[n][r] * scale);
+            let y = y[n][at..].as_chunks().0;
             for p in 0..P {
-                sums[n][p] = simd.fma(elements[p], t, sums[n][p]);
+                sums[n][p] = simd.load(&y[p]);
             }
         }
-    }
-    for n in 0..N {
-        let y = y[n][at..].as_chunks_mut().0;
+        let mut panels = [&b[..0]; P];
         for p in 0..P {
-            simd.store(sums[n][p], &mut y[p]);
+            panels[p] = &b[p * self.rank..][..terms.t.len()];
         }
+        for (r, t) in terms.t.iter().enumerate() {
+            let mut elements = [simd.zero(); P];
+            for p in 0..P {
+                elements[p] = E::load(simd, &panels[p][r]);
+            }
+            for n in 0..N {
+                let t = simd.splat(t[(terms.first + n) % TOGETHER]);
+                for p in 0..P {
+                    sums[n][p] = simd.fma(elements[p], t, sums[n][p]);
+                }
+            }
+        }
+        for n in 0..N {
+            let y = y[n][at..].as_chunks_mut().0;
+            for p in 0..P {
+                simd.store(sums[n][p], &mut y[p]);
+            }
+        }
+        P * LANES
     }
-    P * LANES
+}
+
+/// Some terms of B t.
+#[derive(Clone, Copy)]
+struct Terms<'a> {
+    /// The first one of the rank.
+    from: usize,
+    /// Which of the lines is the first.
+    first: usize,
+    /// t of all lines, term by term.
+    t: &'a [[f32; TOGETHER]],
 }
 
 /// z = y + B t; `y` and `z` \[rows, width\], `t` \[rows, t width\].
@@ -263,9 +217,9 @@ mod tests {
     use wattle_shaders::{FactorType, LayerMask};
 
     use super::super::lora::Factors;
-    use super::super::simd::{run, run_all};
+    use super::super::simd::run_all;
     use super::*;
-    use crate::Pair;
+    use crate::{Pair, Target};
 
     /// y + B t, of rows of zeros.
     #[derive(Clone, Copy)]
@@ -293,51 +247,18 @@ mod tests {
         (0..count).map(|i| ((i * 29 + 7) % 64) as f32 / 32.0 - 1.0).collect()
     }
 
-    /// The bytes that are left after each of some turns.
-    struct Turns<'a>(&'a mut Meanwhile, usize);
-
-    impl Work for Turns<'_> {
-        type Output = Vec<usize>;
-
-        #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> Self::Output {
-            let turn = |_| {
-                self.0.turn(simd);
-                self.0.left()
-            };
-            (0..self.1).map(turn).collect()
-        }
-    }
-
-    #[test]
-    fn all_rows_of_b_are_asked_for_in_equal_turns() {
-        let b = Factors::up(&numbers(80 * 16), 16, FactorType::F16);
-        let pair = || Some(Pair { rank: 16, a: Factor::F32(&[]), b: b.view() });
-        let target = |start| Target { start, rows: 80, slots: vec![pair()] };
-        let lora = &Lora { layer: 1, cols: 1, rank: 16, part: 1, targets: vec![target(0), target(80)] };
-        let row = &rows()[0];
-        // A panel of 16 rows of rank 16 as f16 is 512 bytes.
-        let left = |outputs, turns| run(Turns(&mut Meanwhile::new(lora, row, &outputs), turns));
-        assert_eq!(left(32..96, 4), [1536, 1024, 512, 0]);
-        assert_eq!(left(0..80, 3), [2048, 1536, 1024]);
-        // Outputs that begin within a panel need all of it.
-        assert_eq!(left(8..24, 1), [0]);
-        let masked = &rows()[7];
-        assert!(Meanwhile::new(lora, masked, &(0..80)).ranges.is_empty());
-    }
-
-    /// Lines of two adapters, in runs of five, two and one; one line that is masked.
+    /// Lines of two adapters, in runs of 14, two and one; one line that is masked.
     fn rows() -> Vec<Row> {
         let row = |slot| Row { slot, lora: LayerMask::of([1]).words(), ..Row::prompt(0, 0, 0) };
-        let mut rows = [0, 0, 0, 0, 0, 1, 1, 0, 1].map(row);
-        rows[7].lora = LayerMask::of([0]).words();
-        rows.to_vec()
+        let mut rows: Vec<Row> = [[0; 14].as_slice(), &[1, 1, 0, 1]].concat().into_iter().map(row).collect();
+        rows[16].lora = LayerMask::of([0]).words();
+        rows
     }
 
     #[test]
     fn lines_together_are_bit_equal_to_lines_alone() {
         // Of the targets' outputs, and of the slots' ranks; slot 0 is kept as f32, slot 1 as f16.
-        let (places, ranks) = ([[3, 40], [43, 75]], [5, 3]);
+        let (places, ranks) = ([[3, 40], [43, 75]], [5, TERMS + 3]);
         let b = |slot: usize, rows: usize| numbers(rows * ranks[slot]);
         let factors =
             places.map(|[_, rows]| [0, 1].map(|s| Factors::up(&b(s, rows), ranks[s], FactorType::ALL[s])));
@@ -349,8 +270,8 @@ mod tests {
             rows: places[i][1],
             slots: vec![pair(i, 0), pair(i, 1)],
         };
-        let lora = &Lora { layer: 1, cols: 1, rank: 5, part: 1, targets: vec![target(0), target(1)] };
-        let (rows, t) = (&rows(), &numbers(9 * lora.t_width()));
+        let lora = &Lora { layer: 1, cols: 1, rank: TERMS + 3, part: 1, targets: vec![target(0), target(1)] };
+        let (rows, t) = (&rows(), &numbers(18 * lora.t_width()));
         for outputs in [[0, 130], [19, 64], [50, 7]] {
             let together = run_all(Sums { lora, rows, t, outputs });
             for line in 0..rows.len() {

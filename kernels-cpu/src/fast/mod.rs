@@ -11,6 +11,7 @@ mod inputs;
 mod lora;
 mod lora_up;
 mod math;
+mod meanwhile;
 mod panel;
 pub mod peak;
 mod project;

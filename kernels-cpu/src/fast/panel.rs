@@ -19,7 +19,7 @@ use scaling::{Chunk, Groups, Scaling};
 use sums::Sums;
 
 use super::inputs::{Block, Lines, TILE, tiles};
-use super::lora_up::Meanwhile;
+use super::meanwhile::Meanwhile;
 use super::simd::{LANES, Simd, Words, Work, run};
 use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels};
 pub(super) use codes::AHEAD;

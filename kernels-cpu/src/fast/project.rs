@@ -7,8 +7,9 @@ use wattle_shaders::Row;
 
 use super::inputs::{Lines, Precision};
 use super::lora::{Carried, Factor, Making};
-use super::lora_up::{Meanwhile, add_up, stretch};
+use super::lora_up::{add_up, stretch};
 use super::math;
+use super::meanwhile::Meanwhile;
 use super::panel;
 use super::simd::{Element, LANES, Simd, Work, run};
 use super::threads::{Columns, columns, each, parts};

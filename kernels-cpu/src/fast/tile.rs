@@ -24,9 +24,7 @@ pub(super) fn products<S: Simd, E: Element>(
         let mut line = 0;
         while S::WIDE && line + 4 <= x.len() {
             let lines = [x[line], x[line + 1], x[line + 2], x[line + 3]];
-            for (half, pair) in halves.into_iter().enumerate() {
-                tile(simd, pair, lines, 4 * stride, |w, l, sum| out(line + l, i + 2 * half + w, sum));
-            }
+            tile(simd, group, lines, 4 * stride, |w, l, sum| out(line + l, i + w, sum));
             line += 4;
         }
         while line + 2 <= x.len() {

@@ -26,7 +26,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     type Vector: Copy;
     /// 16 lanes of i32.
     type Ints: Copy;
-    /// Whether there are registers for tiles of 2 × 4 sums (else 2 × 2).
+    /// Whether there are registers for tiles of 4 × 4 sums and what they are made of (else 2 × 2).
     const WIDE: bool;
     /// Whether [`Self::dots_8`] takes codes for 128 more than they are.
     const ABOVE: bool = false;
