@@ -9,8 +9,8 @@ use std::path::Path;
 use common::{Expected, engine, fixtures, options};
 use wattle_engine::{BackendChoice, EngineOptions, Lora, Request};
 
-/// Log-probabilities in exact precision, of the largest |logit|: each of a logit and of the sum over all may be off by as
-/// much as logits may (DESIGN, correctness rules).
+/// Log-probabilities in exact precision, of the largest |logit|: a logit, and the sum over all, may each be off by as much
+/// as logits may (`tests/models.rs`).
 const TOLERANCE: f32 = 2e-4;
 
 /// A request, and what PEFT gives for it.

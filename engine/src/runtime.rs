@@ -170,12 +170,12 @@ impl Runtime {
 
     /// Whether a sequence of so many positions fits, if nothing else is there.
     pub fn has_room(&self, positions: usize) -> Result<()> {
-        let pages = self.capacity.pages;
-        if pages_for(positions) <= pages {
-            return Ok(());
-        }
-        let reason = format!("{positions} positions, and the KV cache has {pages} pages of {PAGE}");
-        Err(Error::value("request", reason))
+        fits(positions, self.capacity.pages)
+    }
+
+    /// Whether a sequence of so many positions fits a runtime that is made for it, if nothing else is there.
+    pub fn could_have_room(&self, positions: usize, options: &EngineOptions) -> Result<()> {
+        fits(positions, most_pages(&self.base.plan.kv, options))
     }
 
     /// Begins a sequence: see [`Ledger::start`].
@@ -344,19 +344,31 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
     let rows = fitting(options.rows.max(1), widest(Extent::Rows))?;
     let samples = fitting(rows.min(options.sequences.max(32)), widest(Extent::Samples))?;
     let sequences = options.sequences.clamp(1, samples.min(rows));
-    let page_bytes = page_bytes(&plan.kv);
-    let pages = match options.kv_bytes {
-        Some(bytes) => usize::try_from(bytes / page_bytes.max(1)).unwrap_or(usize::MAX),
-        None => sequences.saturating_mul(pages_for(context)),
-    };
-    // A device reads a head's keys of all pages through one binding; with fewer pages, requests wait for each other.
-    let most = usize::try_from(options.limits.binding / head_bytes(&plan.kv)).unwrap_or(usize::MAX);
-    let pages = pages.min(most.max(1));
+    let most = most_pages(&plan.kv, options);
+    let wanted = sequences.saturating_mul(pages_for(context));
+    let pages = if options.kv_bytes.is_some() { most } else { most.min(wanted) };
     if pages == 0 {
-        let reason = format!("less than a page of {PAGE} positions, which takes {page_bytes} bytes");
+        let reason =
+            format!("less than a page of {PAGE} positions, which takes {} bytes", page_bytes(&plan.kv));
         return Err(Error::value("kv_bytes", reason));
     }
     Ok(Capacity { sequences, context, pages, rows, samples })
+}
+
+/// Pages that there can be at most.
+fn most_pages(kv: &KvShape, options: &EngineOptions) -> usize {
+    let count = |bytes: u64, each: u64| usize::try_from(bytes / each.max(1)).unwrap_or(usize::MAX);
+    // A device reads a head's keys of all pages through one binding; with fewer pages, requests wait for each other.
+    let bound = count(options.limits.binding, head_bytes(kv)).max(1);
+    options.kv_bytes.map_or(bound, |bytes| bound.min(count(bytes, page_bytes(kv))))
+}
+
+fn fits(positions: usize, pages: usize) -> Result<()> {
+    if pages_for(positions) <= pages {
+        return Ok(());
+    }
+    let reason = format!("{positions} positions, and the KV cache has {pages} pages of {PAGE}");
+    Err(Error::value("request", reason))
 }
 
 /// Bytes of a page of keys and values, all layers of it.

@@ -111,10 +111,8 @@ impl Engine {
     /// empty.
     pub(super) fn make_room(&mut self, positions: usize) -> Result<()> {
         let context = positions.max(self.options.context).clamp(1, self.model.spec.context);
-        if self.options.kv_bytes.is_some() {
-            // There will not be more pages: who needs more has no room, and is not to disturb the others.
-            self.runtime.has_room(positions)?;
-        }
+        // Who needs more than there can ever be is not to disturb the others.
+        self.runtime.could_have_room(positions, &self.options)?;
         if self.room_for == Some(self.adapters.changes()) && self.runtime.needs().context >= context {
             return Ok(());
         }

@@ -25,7 +25,7 @@ use crate::options::{BackendChoice, EngineOptions};
 use crate::plan::Plan;
 use crate::request::{Lora, Request};
 use crate::runtime::{RanStep, Runtime};
-use crate::schedule::{Host, ResolvedLora, Scheduler};
+use crate::schedule::{Host, Order, ResolvedLora, Scheduler, slot_for};
 use crate::tokenizer::{self, ChatTemplate, Tokenizer};
 
 /// A model on a device, with its adapters.
@@ -233,7 +233,7 @@ impl Engine {
         mut observer: impl FnMut(&Event<'_>) -> Control,
     ) -> Result<Vec<Generation>> {
         let orders = requests.iter().map(|request| self.order(request)).collect::<Result<Vec<_>>>()?;
-        let positions = orders.iter().map(|order| order.limits.tokens(&order.request)).max();
+        let positions = orders.iter().map(Order::positions).max();
         self.make_room(positions.unwrap_or(0))?;
         let started = Instant::now();
         let now = || started.elapsed();
@@ -299,13 +299,8 @@ impl Engine {
         let order = self.checked(&request)?;
         self.make_room(order.limits.tokens(&request))?;
         let mut host = self.host();
-        let slot = match &order.lora.adapter {
-            Some(adapter) => host
-                .take_slot(adapter)?
-                .map(Some)
-                .ok_or_else(|| Error::value("adapter", "no slot is free"))?,
-            None => None,
-        };
+        let none = || Error::value("adapter", "no slot is free");
+        let slot = slot_for(&order.lora, &mut host)?.ok_or_else(none)?;
         let logits =
             self.logits_in(ids, &order.lora.in_slot(slot), ids.len() > order.limits.original_context);
         slot.into_iter().for_each(|slot| self.host().give_slot(slot));

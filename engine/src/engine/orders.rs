@@ -31,7 +31,7 @@ impl Engine {
         now: Duration,
     ) -> Result<u64> {
         let order = self.order(request)?;
-        self.make_room(order.limits.tokens(&order.request))?;
+        self.make_room(order.positions())?;
         Ok(scheduler.submit(order, now))
     }
 

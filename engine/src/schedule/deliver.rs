@@ -47,7 +47,7 @@ impl Scheduler {
                 // It has said all that it will.
                 Control::Switch(_) if end.is_some() => {}
                 Control::Switch(lora) => match host.resolve(&lora) {
-                    Ok(choice) => self.running[at].switch(choice),
+                    Ok(choice) => self.running[at].switch(choice, host.depth()),
                     Err(error) => {
                         self.fail_job(job, error, host);
                         return Ok(());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use wattle_shaders::{FROM_STATE, NO_INDEX, Row, Sampled};
+use wattle_shaders::{FROM_STATE, LONG_ROPE, NO_INDEX, Row, Sampled};
 
 use super::loras::Choice;
 use super::{Host, Room};
@@ -18,8 +18,8 @@ pub(super) const MOST_PAGES: usize = 13;
 /// The content of an adapter that no slot takes.
 pub(super) const BROKEN: u64 = 99;
 
-/// Rows that a sequence has run: (token, adapter slot's content, mask).
-type Cache = Vec<(u32, u64)>;
+/// Rows that a sequence has run: (token, adapter slot's content, whether rotated with the long factors).
+type Cache = Vec<(u32, u64, bool)>;
 
 /// A device whose draws depend on all that a sequence has run, and that checks what it is told.
 pub(super) struct Device {
@@ -66,9 +66,9 @@ impl Device {
     fn draw(&self, sequence: usize, sample: &wattle_shaders::Sample) -> u32 {
         let seed = u64::from(sample.path) << 32 | u64::from(sample.seed[0]);
         let mix = |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);
-        let hash = self.caches[sequence]
-            .iter()
-            .fold(seed, |hash, &(token, lora)| mix(mix(hash, u64::from(token)), lora));
+        let hash = self.caches[sequence].iter().fold(seed, |hash, &(token, lora, long)| {
+            mix(mix(hash, u64::from(token) << 1 | u64::from(long)), lora)
+        });
         (hash >> 40) as u32 % 50
     }
 
@@ -127,7 +127,7 @@ impl Host for Device {
         self.reserved.insert(sequence, pages);
         self.begun[sequence as usize] = true;
         // The longest beginning that any other sequence has in its cache, but for the last row.
-        let content = |row: &Row| (row.token, self.content(row));
+        let content = |row: &Row| (row.token, self.content(row), row.flags & LONG_ROPE != 0);
         let wanted: Cache = rows.iter().map(content).collect();
         let same = |cache: &Cache| cache.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
         let found = self.caches.iter().map(same).max().unwrap_or(0).min(wanted.len().saturating_sub(1));
@@ -165,7 +165,11 @@ impl Host for Device {
             let cache = &mut self.caches[sequence];
             assert!(row.position as usize <= cache.len(), "a gap before position {}", row.position);
             cache.truncate(row.position as usize);
-            cache.push((token, lora));
+            cache.push((token, lora, row.flags & LONG_ROPE != 0));
+            assert!(
+                cache.iter().all(|row| row.2 == cache[0].2),
+                "a sequence is rotated with one set of factors"
+            );
             if let Some(sample) = samples.next_if(|sample| sample.row as usize == index) {
                 assert_eq!(sample.position as usize, self.caches[sequence].len());
                 let token = self.draw(sequence, sample);

@@ -18,6 +18,14 @@ pub(crate) struct Order {
     pub limits: PathLimits,
 }
 
+impl Order {
+    /// Positions that a path of it may need: none where it ends before its first token.
+    pub fn positions(&self) -> usize {
+        let positions = self.limits.tokens(&self.request);
+        if positions > self.request.ids.len() { positions } else { 0 }
+    }
+}
+
 /// A request with what it has given so far.
 pub(crate) struct Job {
     pub order: Order,

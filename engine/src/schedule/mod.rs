@@ -20,3 +20,4 @@ pub(crate) use job::Order;
 pub(crate) use loras::{Choice, ResolvedLora};
 pub(crate) use scheduler::{Load, Scheduler};
 pub(crate) use sequence::PathLimits;
+pub(crate) use slots::slot_for;

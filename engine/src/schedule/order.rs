@@ -8,8 +8,8 @@
 //!    it goes first, and if it cannot begin yet (its adapter finds no slot) nobody begins before it.
 //! 3. Every step has a row for every sequence that draws. What is left of the step's rows is dealt equally among the
 //!    sequences with known tokens to run (prompts), whatever their priority; what one does not need, the others get.
-//! 4. A path that was switched to another adapter and finds no slot for it goes first: until it has one, nobody begins
-//!    with an adapter.
+//! 4. A path that was switched to another adapter and finds no slot for it goes first: until it has one, nobody behind
+//!    it takes one, and nobody begins with an adapter.
 
 use std::cmp::Reverse;
 

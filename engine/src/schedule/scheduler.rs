@@ -78,6 +78,8 @@ pub(crate) struct Scheduler {
     pub(super) released: u64,
     /// Whether a running path waits for a slot, see [`Self::change_slots`].
     pub(super) slot_wanted: bool,
+    /// [`Self::released`] when a path last found no room to begin again.
+    pub(super) room_wanted: Option<u64>,
 }
 
 /// What became of a path that was to begin.
@@ -110,6 +112,7 @@ impl Scheduler {
             revived: (0, 0),
             released: 0,
             slot_wanted: false,
+            room_wanted: None,
         }
     }
 
@@ -117,7 +120,7 @@ impl Scheduler {
     pub fn submit(&mut self, order: Order, now: Duration) -> u64 {
         let number = self.next_job;
         self.next_job += 1;
-        let full = order.limits.tokens(&order.request) <= order.request.ids.len();
+        let full = order.positions() == 0;
         let mut job = Job::new(order, now);
         if full {
             job.close(Finish::Length, false);

@@ -50,13 +50,15 @@ pub(crate) struct Sequence {
     pub id: u32,
     /// The prompt will be copied from the first path instead of being run.
     pub waits_for_copy: bool,
-    /// It has begun, and the device that was made anew has no room for it yet.
+    /// It has begun, and has no room and no slot yet on the device that was made anew.
     pub waits_for_room: bool,
     pub loras: Loras,
     request: Arc<Request>,
     limits: PathLimits,
     /// Known tokens: the prompt and what came back. The device may be ahead of them.
     tokens: Vec<u32>,
+    /// How many of them there were when the last drawn one had come.
+    drawn: usize,
     /// Rows that were put into steps.
     planned: usize,
     /// The most rows that were ever put into steps: rows below it that run again are no news to the report.
@@ -95,6 +97,7 @@ impl Sequence {
             waits_for_room: false,
             loras,
             tokens: request.ids.clone(),
+            drawn: 0,
             planned: 0,
             counted: 0,
             long: request.ids.len() > limits.original_context,
@@ -179,9 +182,14 @@ impl Sequence {
         (self.prompt() - 1).saturating_sub(self.planned)
     }
 
-    /// Goes on with another adapter, or none, from the next row that was not put into a step.
-    pub fn switch(&mut self, lora: Choice) {
-        self.loras.switch(self.planned.max(self.counted), lora);
+    /// Goes on with another adapter, or none, from the next row that is in no step if nothing made the path wait: `depth`
+    /// draws may be under way. What others do must not move it.
+    pub fn switch(&mut self, lora: Choice, depth: usize) {
+        // A closing prompt is known: nothing was drawn ahead of it.
+        let closes = self.tokens.len() > self.drawn;
+        let ahead = if closes { 0 } else { depth.saturating_sub(1) };
+        let next = self.drawn.saturating_sub(1) + ahead;
+        self.loras.switch(next.max(self.planned).max(self.counted), lora);
     }
 
     /// The adapter choice that its next row needs.
@@ -218,10 +226,10 @@ impl Sequence {
         (self.planned + 1).saturating_sub(self.tokens.len())
     }
 
-    /// Whether the next row crosses longrope's original context: then the cache is encoded again (as transformers
-    /// does), once all tokens are known.
+    /// Whether its tokens reach past longrope's original context for the first time: then the cache is encoded again (as
+    /// transformers does).
     fn must_reencode(&self) -> bool {
-        !self.long && self.planned == self.limits.original_context
+        !self.long && self.tokens.len() > self.limits.original_context
     }
 
     /// Whether the next row is of class prompt.
@@ -235,12 +243,11 @@ impl Sequence {
             return 0;
         }
         if self.must_reencode() {
-            if self.in_flight() > 0 && self.planned >= self.tokens.len() {
-                return 0;
-            }
             (self.planned, self.long) = (0, true);
         }
-        if self.waits_for_slot() {
+        // The token behind the original context has to be known first.
+        let held = !self.long && self.planned == self.limits.original_context;
+        if held || self.waits_for_slot() {
             return 0;
         }
         let known = self.tokens.len() - self.planned.min(self.tokens.len());
@@ -327,6 +334,7 @@ impl Sequence {
         self.last_token = Some(now);
         self.closed += u64::from(sampled.closed);
         let text = self.push(sampled.token, sampled.logprob);
+        self.drawn = self.tokens.len();
         let (text, stopped) = self.stop.push(&text);
         self.text.push_str(&text);
         let finish = if stopped {

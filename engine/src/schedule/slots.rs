@@ -4,9 +4,10 @@ use crate::error::{Error, Result};
 use crate::schedule::host::Host;
 use crate::schedule::loras::Choice;
 use crate::schedule::scheduler::Scheduler;
+use crate::schedule::sequence::Sequence;
 
 /// Takes the slot that a choice needs, if it needs one; `None` while no slot is free.
-pub(super) fn slot_for(choice: &Choice, host: &mut dyn Host) -> Result<Option<Option<u32>>> {
+pub(crate) fn slot_for(choice: &Choice, host: &mut dyn Host) -> Result<Option<Option<u32>>> {
     match &choice.adapter {
         Some(adapter) => Ok(host.take_slot(adapter)?.map(Some)),
         None => Ok(Some(None)),
@@ -20,7 +21,8 @@ pub(super) fn never(what: &str) -> Error {
 
 impl Scheduler {
     /// Paths that come to rows of another adapter let go of their slots; then each takes the one that it needs, in the
-    /// order in which they began. Those that find none wait: nobody begins with an adapter before them.
+    /// order in which they began. Those that find none wait, and whoever comes behind them waits for a slot too, even
+    /// for one that holds what it needs: else it might never become free.
     pub(super) fn change_slots(&mut self, host: &mut dyn Host) -> Result<()> {
         for sequence in &mut self.running {
             if let Some(slot) = sequence.leave_other_slot() {
@@ -31,6 +33,9 @@ impl Scheduler {
         let mut held = self.running.iter().any(|sequence| sequence.loras.holds_slot());
         let (mut waits, mut failed) = (false, Vec::new());
         for sequence in self.running.iter_mut().filter(|sequence| sequence.waits_for_slot()) {
+            if waits && sequence.choice().adapter.is_some() {
+                continue;
+            }
             match slot_for(sequence.choice(), host) {
                 Ok(Some(slot)) => {
                     sequence.place(slot);
@@ -52,34 +57,48 @@ impl Scheduler {
     /// Gives paths their slots and their room on a device that was made anew: what they shared they have to run first,
     /// so some may have to wait. Whether none does.
     pub(super) fn begin_again(&mut self, host: &mut dyn Host) -> Result<bool> {
+        if self.room_wanted == Some(self.released) {
+            // Nothing was released since there was too little.
+            return Ok(false);
+        }
         let (mut all, mut failed) = (true, Vec::new());
         for sequence in self.running.iter_mut().filter(|sequence| sequence.waits_for_room) {
-            let slot = match slot_for(sequence.choice(), host) {
-                Ok(Some(slot)) => slot,
+            match begin_one(sequence, host) {
+                Ok(Again::Begun) => {}
                 // Those that have slots and room go on, and end.
-                Ok(None) => {
-                    all = false;
-                    continue;
-                }
-                Err(error @ Error::Device { .. }) => return Err(error),
-                Err(error) => {
-                    failed.push((sequence.job, error));
-                    continue;
-                }
-            };
-            sequence.place(slot);
-            match host.begin(sequence.id, sequence.first_rows(), sequence.room())? {
-                Some(positions) => sequence.found(positions),
-                None => {
-                    // Whoever waits for room holds no slot: somebody who has room may wait for it.
-                    sequence.loras.leave().into_iter().for_each(|slot| host.give_slot(slot));
+                Ok(Again::NoSlot) => all = false,
+                Ok(Again::NoRoom) => {
                     all = false;
                     break;
                 }
+                Err(error @ Error::Device { .. }) => return Err(error),
+                Err(error) => failed.push((sequence.job, error)),
             }
-            sequence.waits_for_room = false;
         }
+        self.room_wanted = (!all).then_some(self.released);
         failed.into_iter().for_each(|(job, error)| self.fail_job(job, error, host));
         Ok(all)
     }
+}
+
+/// What became of a path that was to begin again.
+enum Again {
+    Begun,
+    NoSlot,
+    NoRoom,
+}
+
+/// Gives a path its slot and its room, both or neither: somebody who has room may wait for the slot.
+fn begin_one(sequence: &mut Sequence, host: &mut dyn Host) -> Result<Again> {
+    let Some(slot) = slot_for(sequence.choice(), host)? else { return Ok(Again::NoSlot) };
+    sequence.place(slot);
+    let found = host.begin(sequence.id, sequence.first_rows(), sequence.room());
+    match found {
+        Ok(Some(positions)) => {
+            sequence.found(positions);
+            sequence.waits_for_room = false;
+        }
+        _ => sequence.loras.leave().into_iter().for_each(|slot| host.give_slot(slot)),
+    }
+    Ok(if found?.is_some() { Again::Begun } else { Again::NoRoom })
 }

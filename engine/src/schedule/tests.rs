@@ -30,6 +30,15 @@ fn order(request: Request, adapter: Option<&Arc<Adapter>>) -> Order {
     Order { request: Arc::new(request), lora, limits }
 }
 
+/// Tokens from which on a model of [`longrope`] uses its long factors.
+const ORIGINAL: usize = 24;
+
+/// An order for a model with two sets of factors.
+fn longrope(order: Order) -> Order {
+    let limits = PathLimits { original_context: ORIGINAL, ..order.limits };
+    Order { limits, ..order }
+}
+
 /// Steps until nothing is left to do; a lost device is made anew.
 fn run(scheduler: &mut Scheduler, device: &mut Device, observer: &mut dyn FnMut(&Event<'_>) -> Control) {
     let now = Cell::new(0);
@@ -59,22 +68,24 @@ fn alone(request: &Request, adapter: Option<&Arc<Adapter>>) -> Generation {
     alone_switched(request, adapter, 1, None)
 }
 
-/// After so many tokens of a path, another adapter.
-type Switch = Option<(usize, Arc<Adapter>)>;
+/// After so many tokens of a path another adapter, and after the next one perhaps a third.
+type Switch<A> = Option<(usize, A, Option<A>)>;
 
-/// What a request gives when nothing else runs, on a device of this depth with one slot.
+/// What a request gives when nothing else runs, on a device of this depth with one slot, of a model with two sets of
+/// factors.
 fn alone_switched(
     request: &Request,
     adapter: Option<&Arc<Adapter>>,
     depth: usize,
-    switch: Switch,
+    switch: Switch<Arc<Adapter>>,
 ) -> Generation {
     let mut device = Device::new(1, 64, depth);
     device.adapters.resize(1);
     let mut scheduler = Scheduler::new(1, 2, 0);
-    scheduler.submit(order(request.clone(), adapter), Duration::ZERO);
+    scheduler.submit(longrope(order(request.clone(), adapter)), Duration::ZERO);
     let mut seen = BTreeMap::new();
-    let switch = switch.map(|(at, adapter)| (at, device.adapters.add(adapter)));
+    let mut add = |adapter| device.adapters.add(adapter);
+    let switch = switch.map(|(at, one, other)| (at, add(one), other.map(add)));
     run(&mut scheduler, &mut device, &mut |event| switched(event, &mut seen, switch));
     results(scheduler.take_done()).remove(&0).expect("the request")
 }
@@ -83,12 +94,13 @@ fn alone_switched(
 fn switched(
     event: &Event<'_>,
     seen: &mut BTreeMap<(usize, u32), usize>,
-    switch: Option<(usize, AdapterId)>,
+    switch: Switch<AdapterId>,
 ) -> Control {
     let count = seen.entry((event.request, event.path)).or_default();
     *count += 1;
     match switch {
-        Some((at, id)) if at == *count => Control::Switch(Lora::new(id)),
+        Some((at, id, _)) if at == *count => Control::Switch(Lora::new(id)),
+        Some((at, _, Some(id))) if at + 1 == *count => Control::Switch(Lora::new(id)),
         _ => Control::Continue,
     }
 }
@@ -98,9 +110,8 @@ fn request(prompt: usize, new: usize, paths: u32) -> Request {
     Request { paths, ..Request::new(ids, new) }
 }
 
-/// A request, its adapter, after how many tokens of all it is cancelled, and after how many of a path that one is switched
-/// to which adapter.
-type Case = (Request, Option<usize>, Option<u64>, Option<(usize, usize)>);
+/// A request, its adapter, after how many tokens of all it is cancelled, and how its paths are switched.
+type Case = (Request, Option<usize>, Option<u64>, Switch<usize>);
 
 fn any_request() -> impl Strategy<Value = Case> {
     let priority = prop::sample::select(vec![Priority::Low, Priority::Normal, Priority::High]);
@@ -112,7 +123,7 @@ fn any_request() -> impl Strategy<Value = Case> {
             request
         },
     );
-    let switch = prop::option::of((1usize..8, 1usize..3));
+    let switch = prop::option::of((1usize..8, 1usize..3, prop::option::of(1usize..3)));
     (request, prop::option::of(0usize..3), prop::option::of(0u64..30), switch)
 }
 
@@ -134,7 +145,7 @@ proptest! {
         let ids: Vec<_> = adapters.iter().map(|adapter| device.adapters.add(Arc::clone(adapter))).collect();
         let mut scheduler = Scheduler::new(sequences, 2, 0);
         for (request, adapter, ..) in &requests {
-            scheduler.submit(order(request.clone(), adapter.map(|i| &adapters[i])), Duration::ZERO);
+            scheduler.submit(longrope(order(request.clone(), adapter.map(|i| &adapters[i]))), Duration::ZERO);
         }
         // An adapter that is forgotten while requests run stays with those that were submitted.
         device.adapters.replace(ids[0], None);
@@ -147,13 +158,14 @@ proptest! {
                 cancelled.push(event.request as u64);
                 return Control::Cancel;
             }
-            switched(event, &mut seen, switch.map(|(at, adapter)| (at, ids[adapter])))
+            switched(event, &mut seen, switch.map(|(at, one, other)| (at, ids[one], other.map(|i| ids[i]))))
         });
         let results = results(scheduler.take_done());
         prop_assert_eq!(results.len(), requests.len());
         for (number, generation) in &results {
             let (request, adapter, _, switch) = &requests[*number as usize];
-            let switch = switch.map(|(at, adapter)| (at, Arc::clone(&adapters[adapter])));
+            let of = |i: usize| Arc::clone(&adapters[i]);
+            let switch = switch.map(|(at, one, other)| (at, of(one), other.map(of)));
             let alone = alone_switched(request, adapter.map(|i| &adapters[i]), depth, switch);
             prop_assert_eq!(generation.paths.len(), request.paths as usize);
             if cancelled.contains(number) {
@@ -295,6 +307,34 @@ fn a_path_that_is_switched_waits_for_a_slot_and_goes_before_requests_with_adapte
     }
     // Three tokens of its six before the switch; then it waits for the holder's twelfth; the one without an adapter does not.
     assert_eq!(ended, [(3, 6, true), (holder, 11, true), (switched, 14, true), (2, 17, true)]);
+}
+
+#[test]
+fn a_path_that_waits_for_a_slot_is_not_overtaken_for_ever_by_others_that_are_switched() {
+    let mut device = Device::new(4, 16, 1);
+    device.adapters.resize(1);
+    let ids = [1, 2].map(|content| device.adapters.add(adapter(content)));
+    let mut scheduler = Scheduler::new(4, 2, 0);
+    let base = |new| Request { ignore_eos: true, ..request(2, new, 1) };
+    // The first is switched to one adapter, the second, while that runs, to the other; all that follow to the first's.
+    scheduler.submit(order(base(8), None), Duration::ZERO);
+    let waits = scheduler.submit(order(base(9), None), Duration::ZERO);
+    let mut lengths = [11, 5].into_iter().cycle();
+    for _ in 0..200 {
+        while scheduler.load().queued < 2 {
+            // Of different lengths, so that one always holds the slot when another ends.
+            scheduler.submit(order(base(lengths.next().unwrap_or(5)), None), Duration::ZERO);
+        }
+        let mut switch = |event: &Event<'_>| {
+            let to = ids[usize::from(event.request as u64 == waits)];
+            Control::Switch(Lora::new(to))
+        };
+        scheduler.step(&mut device, &|| Duration::ZERO, &mut switch).expect("a step");
+        if scheduler.take_done().iter().any(|done| done.job == waits) {
+            return;
+        }
+    }
+    panic!("it waits for ever");
 }
 
 #[test]

@@ -191,7 +191,7 @@ impl Client {
 
     /// Does with an adapter what needs no engine.
     fn ready(&self, read: impl FnOnce() -> Result<Adapter> + Send) -> Result<Ready> {
-        beside(|| self.shared.preparer.prepare(read()?))
+        beside(|| self.shared.preparer.prepare(read()?))?
     }
 
     fn ask<T>(&self, change: impl FnOnce(mpsc::Sender<Result<T>>) -> Change) -> Result<T> {

@@ -125,7 +125,7 @@ impl Worker {
         }
         for _ in 0..REQUESTS {
             match self.tasks.pop_front() {
-                Some(Task::Submit(submission)) => self.submit(*submission),
+                Some(Task::Submit(submission)) => self.submit(*submission, true),
                 Some(Task::Change(change)) => {
                     self.change(*change);
                     break;
@@ -145,7 +145,7 @@ impl Worker {
         if let Some(at) = self.tasks.iter().position(waits)
             && let Some(Task::Submit(submission)) = self.tasks.remove(at)
         {
-            self.submit(*submission);
+            self.submit(*submission, false);
         }
         let found = self.entries.iter().find(|(_, entry)| entry.ticket == ticket);
         if let Some((&job, _)) = found {
@@ -153,9 +153,16 @@ impl Worker {
         }
     }
 
-    fn submit(&mut self, submission: Submission) {
+    /// Takes a request; one that is to run gets room made for it.
+    fn submit(&mut self, submission: Submission, runs: bool) {
         let Submission { ticket, request, callback, sender, place, at } = submission;
-        match self.engine.submit(&mut self.scheduler, &request, at.saturating_duration_since(self.started)) {
+        let at = at.saturating_duration_since(self.started);
+        let taken = if runs {
+            self.engine.submit(&mut self.scheduler, &request, at)
+        } else {
+            self.engine.order(&request).map(|order| self.scheduler.submit(order, at))
+        };
+        match taken {
             Ok(job) => {
                 tracing::debug!(job, prompt = request.ids.len(), paths = request.paths, "request submitted");
                 let place = Some(place);

@@ -33,6 +33,11 @@ pub(super) struct Switch {
 }
 
 impl Switch {
+    /// Whether a path had tokens enough to be switched.
+    pub fn is_reached(self, path: &Path) -> bool {
+        path.token_ids.len() > self.after
+    }
+
     /// What an observer says that sees a path's tokens; `seen` counts them, `stays` is that adapter's id.
     pub fn control(self, event: &Event<'_>, seen: &mut BTreeMap<u32, usize>, stays: AdapterId) -> Control {
         let count = seen.entry(event.path).or_default();

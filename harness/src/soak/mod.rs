@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use wattle_engine::adapter::Adapter;
 use wattle_engine::backend::Limits;
+use wattle_engine::cache::PAGE;
 use wattle_engine::model::Model;
 use wattle_engine::{
     AdapterId, AdapterRoom, Client, Control, Engine, EngineOptions, Error as EngineError, Feature, Finish,
@@ -241,8 +242,9 @@ impl Soak<'_> {
     /// Requests that are wrong, or too long for the cache, have to be refused, and disturb nobody.
     fn submit_nonsense(&mut self) -> Result<()> {
         let (vocab, context) = (self.client.spec().vocab as u32, self.client.spec().context);
-        let oversize = self.random.one_in(2);
-        let bad = if oversize { Request::new(vec![0; context], 1) } else { Request::new(vec![vocab], 2) };
+        let held = PAGES as usize * PAGE;
+        let oversize = context > held + 1 && self.random.one_in(2);
+        let bad = if oversize { Request::new(vec![0; held], 2) } else { Request::new(vec![vocab], 2) };
         let tokens = self.client.submit_within(bad, Duration::from_secs(600))?;
         self.outcome.rejected += 1;
         self.outcome.count(if oversize { "oversize" } else { "refused" });
@@ -291,14 +293,18 @@ impl Soak<'_> {
                 tokens.cancel();
             }
             Fate::DropAfter(count) => {
-                tokens.by_ref().take(*count).for_each(drop);
+                // With a callback no token comes here: it is dropped at once.
+                let count = if self.cases[case].switch.is_some() { 0 } else { *count };
+                tokens.by_ref().take(count).for_each(drop);
                 self.outcome.cancelled += 1;
                 return self.outcome.count("dropped");
             }
         }
         match tokens.wait() {
             Ok(generation) => self.compare(case, &generation),
-            Err(EngineError::Value { .. }) if matches!(fate, Fate::CallbackPanics(_)) => {
+            Err(EngineError::Value { name, .. })
+                if name == "callback" && matches!(fate, Fate::CallbackPanics(_)) =>
+            {
                 self.outcome.cancelled += 1;
                 self.outcome.count("panicked");
             }
@@ -337,7 +343,7 @@ impl Soak<'_> {
             ("votes_ended_early", spared > 0),
             ("closing_prompts", paths.iter().any(|path| !path.forced.is_empty())),
             ("several_paths", paths.len() > 1),
-            ("switches", case.switch.is_some()),
+            ("switches", case.switch.is_some_and(|switch| paths.iter().any(|path| switch.is_reached(path)))),
             ("gates_closed", generation.report.lora_layers_closed > 0),
         ];
         happened.iter().filter(|(_, happened)| *happened).for_each(|(name, _)| outcome.count(name));

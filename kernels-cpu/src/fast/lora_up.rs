@@ -257,11 +257,15 @@ mod tests {
 
     #[test]
     fn lines_together_are_bit_equal_to_lines_alone() {
-        // Of the targets' outputs, and of the slots' ranks; slot 0 is kept as f32, slot 1 as f16.
-        let (places, ranks) = ([[3, 40], [43, 75]], [5, TERMS + 3]);
+        check([5, TERMS + 3], [FactorType::F32, FactorType::F16]);
+        check([TERMS + 3, 5], [FactorType::F16, FactorType::F32]);
+    }
+
+    /// With these ranks in the slots, kept so.
+    fn check(ranks: [usize; 2], kept: [FactorType; 2]) {
+        let places = [[3, 40], [43, 75]];
         let b = |slot: usize, rows: usize| numbers(rows * ranks[slot]);
-        let factors =
-            places.map(|[_, rows]| [0, 1].map(|s| Factors::up(&b(s, rows), ranks[s], FactorType::ALL[s])));
+        let factors = places.map(|[_, rows]| [0, 1].map(|s| Factors::up(&b(s, rows), ranks[s], kept[s])));
         let pair = |target: usize, s: usize| {
             Some(Pair { rank: ranks[s], a: Factor::F32(&[]), b: factors[target][s].view() })
         };

@@ -11,9 +11,9 @@ use crate::Lora;
 /// Bytes that memory gives at once.
 const CACHE_LINE: usize = 64;
 
-/// The rows of B that [`super::lora_up::add_up`] will want of a row for some outputs, to be fetched while W x is computed: they are few,
-/// far from anything read before, and needed at once after a product's last term. All of them together would fill the
-/// queue that the matrix's own bytes need.
+/// The rows of B that [`super::lora_up::add_up`] will want of a row for some outputs, to be fetched while W x is
+/// computed: they are few, far from anything read before, and needed at once after a product's last term. All of them
+/// together would fill the queue that the matrix's own bytes need.
 pub(super) struct Meanwhile {
     ranges: Vec<Range<*const u8>>,
     /// Cache lines a turn.

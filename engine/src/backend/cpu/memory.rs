@@ -30,7 +30,7 @@ impl<T: Pod> Buffer<T> {
         let memory = len.and_then(|len| {
             let bytes = len.checked_mul(size_of::<T>())?;
             let total = bytes.checked_add(guard)?;
-            // Nothing is longer.
+            // The allocator panics where it is asked for more.
             isize::try_from(total).ok()?;
             Some((len, bytes, AlignedBytes::zeroed(total)?))
         });

@@ -13,36 +13,39 @@ use crate::random_adapter::random_adapter;
 /// Tokens before the first change.
 const BEFORE: usize = 16;
 
-/// The longest time between two tokens of a path while one adapter is loaded, replaced and forgotten, as a multiple of
-/// the usual time, once a repetition after one that is not counted. The runner has adapters.
-pub(super) fn longest_pauses(mut runner: Runner, repetitions: u32) -> Result<Vec<f64>> {
+/// One adapter loaded, replaced and forgotten while a path runs, in multiples of the usual time between two tokens.
+pub(super) struct Changes {
+    /// The longest time between two tokens meanwhile.
+    pub pause: f64,
+    /// Until whoever asked for the changes had them all; where the path ended before, `pause` is of a part of that time.
+    pub whole: f64,
+}
+
+/// Once a repetition after one that is not counted. The runner has adapters.
+pub(super) fn changes(mut runner: Runner, repetitions: u32) -> Result<Vec<Changes>> {
     // One slot must be free: more would make everything anew.
     runner.forget_one()?;
     let (ids, context) = (runner.ids(1), runner.context());
     let (engine, weights, rank) = runner.into_parts();
     let service = Service::start(engine, ServiceOptions::default())?;
     let client = service.client();
-    let mut pauses = Vec::new();
+    let mut all = Vec::new();
     for repetition in 0..=u64::from(repetitions) {
         let [one, other] = [0, 1].map(|odd| random_adapter(&weights, rank, 100 + 2 * repetition + odd));
         let request = Request { ignore_eos: true, ..Request::new(ids.clone(), context - 1) };
-        let pause = longest_pause(&client, request, |client| {
+        let changes = change(&client, request, |client| {
             let id = client.add_adapter(one)?;
             client.swap_adapter(id, other)?;
             Ok(client.remove_adapter(id)?)
         })?;
         if repetition > 0 {
-            pauses.push(pause);
+            all.push(changes);
         }
     }
-    Ok(pauses)
+    Ok(all)
 }
 
-fn longest_pause(
-    client: &Client,
-    request: Request,
-    changes: impl FnOnce(&Client) -> Result<()>,
-) -> Result<f64> {
+fn change(client: &Client, request: Request, changes: impl FnOnce(&Client) -> Result<()>) -> Result<Changes> {
     let (sender, times) = mpsc::channel();
     let path = client.submit_with(request, move |_| {
         sender.send(Instant::now()).map_or(Control::Cancel, |()| Control::Continue)
@@ -66,10 +69,8 @@ fn longest_pause(
     let meanwhile = all.windows(2).filter(|pair| pair[0] < to && pair[1] > from);
     let longest = meanwhile.map(gap).fold(f64::NAN, f64::max);
     if longest.is_nan() {
-        return Err(Error::value(
-            "-p, -n",
-            "the path was at its end before an adapter was loaded: more positions",
-        ));
+        let reason = "the path was at its end before an adapter was loaded: more positions";
+        return Err(Error::value("-p, -n", reason));
     }
-    Ok(longest / usual)
+    Ok(Changes { pause: longest / usual, whole: (to - from).as_secs_f64() / usual })
 }

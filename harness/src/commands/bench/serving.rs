@@ -58,9 +58,12 @@ pub(super) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
         measure(&mut runner, adapted, args.repetitions, &progress, &place, &mut lines)?;
     }
     drop(progress);
-    let pauses = loading::longest_pauses(runner, args.repetitions)?;
+    let changes = loading::changes(runner, args.repetitions)?;
+    let times = |of: fn(&loading::Changes) -> f64| changes.iter().map(of).collect::<Vec<f64>>();
     let what = "adapter loaded, replaced, forgotten: longest time between two tokens";
-    lines.push(place.line(what.into(), "a step", None, &pauses));
+    lines.push(place.line(what.into(), "a step", None, &times(|changes| changes.pause)));
+    let what = "adapter loaded, replaced, forgotten: until all was done";
+    lines.push(place.line(what.into(), "a step", None, &times(|changes| changes.whole)));
     match args.output {
         Output::Json => write_json(&lines, out),
         Output::Csv => super::record::write_csv(&lines, out),
