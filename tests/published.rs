@@ -33,7 +33,7 @@ fn all() -> Vec<Fixture> {
         Fixture { dir: fixtures().join("models-published").join(&name), name, matrices }
     };
     let found: Vec<Fixture> = list["models"].as_array().expect("models").iter().map(fixture).collect();
-    assert!(found.len() >= 12, "only {} fixtures", found.len());
+    assert!(found.len() >= 14, "only {} fixtures", found.len());
     found
 }
 
