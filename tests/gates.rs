@@ -29,12 +29,7 @@ fn ids() -> Vec<u32> {
 
 /// Runs a check on the CPU, and on the GPU where there is one.
 fn on_both(check: impl Fn(&EngineOptions)) {
-    for backend in [BackendChoice::Cpu, BackendChoice::Gpu] {
-        let options = options(backend);
-        if engine(&model("llama"), options.clone()).is_some() {
-            check(&options);
-        }
-    }
+    common::on_both(&model("llama"), check);
 }
 
 /// The model `llama` with all layers gated, and its adapter of all linear layers.

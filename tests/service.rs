@@ -33,12 +33,7 @@ fn ids() -> Vec<u32> {
 
 /// Runs a check on the CPU, and on the GPU where there is one.
 fn on_both(check: impl Fn(&EngineOptions)) {
-    for backend in [BackendChoice::Cpu, BackendChoice::Gpu] {
-        let options = EngineOptions { sequences: 3, rows: 16, ..options(backend) };
-        if engine(&model(), options.clone()).is_some() {
-            check(&options);
-        }
-    }
+    common::on_both(&model(), |options| check(&EngineOptions { sequences: 3, rows: 16, ..options.clone() }));
 }
 
 fn open(options: &EngineOptions) -> Engine {

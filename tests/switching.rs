@@ -28,11 +28,7 @@ fn request(prompt: usize, new: usize) -> Request {
 
 /// Runs a check on the CPU, and on the GPU where there is one.
 fn on_both(check: impl Fn(&EngineOptions)) {
-    for backend in [BackendChoice::Cpu, BackendChoice::Gpu] {
-        if engine(&model(), options(backend)).is_some() {
-            check(&options(backend));
-        }
-    }
+    common::on_both(&model(), check);
 }
 
 fn open(options: &EngineOptions) -> Engine {

@@ -20,12 +20,7 @@ fn model(name: &str) -> PathBuf {
 
 /// Runs a check on the CPU, and on the GPU where there is one.
 fn on_both(check: impl Fn(&EngineOptions)) {
-    for backend in [BackendChoice::Cpu, BackendChoice::Gpu] {
-        let options = options(backend);
-        if engine(&model("llama"), options.clone()).is_some() {
-            check(&options);
-        }
-    }
+    common::on_both(&model("llama"), check);
 }
 
 /// The same, in exact precision and in fast, which keeps factors as f16.

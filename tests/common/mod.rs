@@ -67,6 +67,16 @@ pub fn engine(dir: &std::path::Path, options: EngineOptions) -> Option<Engine> {
     }
 }
 
+/// Runs a check on the CPU, and on the GPU where there is one that runs this model.
+pub fn on_both(dir: &std::path::Path, check: impl Fn(&EngineOptions)) {
+    for backend in [BackendChoice::Cpu, BackendChoice::Gpu] {
+        let options = options(backend);
+        if engine(dir, options.clone()).is_some() {
+            check(&options);
+        }
+    }
+}
+
 /// An adapter on all projections of a model, with numbers that mean nothing.
 pub fn adapter(model: &Model, rank: usize, seed: usize) -> Adapter {
     let mut pairs = BTreeMap::new();

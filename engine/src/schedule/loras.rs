@@ -65,9 +65,9 @@ pub(crate) struct Loras {
 }
 
 impl Loras {
-    /// One choice from the first row on, in this slot if it has an adapter.
-    pub fn new(choice: Choice, slot: Option<u32>) -> Self {
-        Self { choices: vec![(0, choice)], placed: Some(0), slot }
+    /// One choice from the first row on, not in place yet.
+    pub fn new(choice: Choice) -> Self {
+        Self { choices: vec![(0, choice)], placed: None, slot: None }
     }
 
     /// Another choice from a position on, of which no row was run.
@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn a_path_holds_the_slot_of_the_rows_that_it_runs() {
         let [one, two] = [adapter(), adapter()];
-        let mut loras = Loras::new(choice(Some(&one)), Some(5));
+        let mut loras = Loras::new(choice(Some(&one)));
+        loras.place(0, Some(5));
         loras.switch(10, choice(Some(&two)));
         assert_eq!((loras.span(3), loras.span(10)), (3..10, 10..usize::MAX));
         assert!(loras.is_placed(9) && !loras.is_placed(10));
@@ -167,7 +168,8 @@ mod tests {
     #[test]
     fn another_mask_for_the_same_adapter_needs_no_other_slot_and_the_last_switch_at_a_position_counts() {
         let one = adapter();
-        let mut loras = Loras::new(choice(Some(&one)), Some(2));
+        let mut loras = Loras::new(choice(Some(&one)));
+        loras.place(0, Some(2));
         loras.switch(4, choice(None));
         loras.switch(4, Choice { layers: LayerMask::NONE, ..choice(Some(&one)) });
         loras.stay(4);

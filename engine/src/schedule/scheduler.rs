@@ -8,10 +8,9 @@ use crate::error::{Error, Result};
 use crate::generation::{Control, Event, Finish};
 use crate::schedule::host::Host;
 use crate::schedule::job::{Done, Job, Order};
-use crate::schedule::loras::Loras;
 use crate::schedule::order::{self, Candidate};
 use crate::schedule::sequence::Sequence;
-use crate::schedule::slots::{never, slot_for};
+use crate::schedule::slots::{Seat, never, seat};
 
 /// Waiting requests that are tried in a step: a long queue for what is taken must not take the step's time.
 const TRIES: usize = 32;
@@ -226,32 +225,19 @@ impl Scheduler {
             return Ok(Begin::Later);
         }
         let alone = self.running.is_empty();
-        let slot = match slot_for(&job.order.lora, host) {
-            Ok(Some(slot)) => slot,
-            Ok(None) if alone => return Ok(self.fail(number, never("adapter slot"), host)),
-            Ok(None) => return Ok(Begin::Later),
-            Err(error @ Error::Device { .. }) => return Err(error),
-            Err(error) => return Ok(self.fail(number, error, host)),
-        };
         let (order, numbers) = (&job.order, [self.next_serial, number]);
-        let loras = Loras::new(order.lora.clone(), slot);
-        let mut sequence = Sequence::new(numbers, (job.next_path, id), &order.request, loras, &order.limits);
+        let mut sequence = Sequence::new(numbers, (job.next_path, id), order);
         // Later paths take the prompt from the first one, if that one is still at it.
         let first = self.running.iter().find(|s| s.job == number && s.path == 0);
         sequence.waits_for_copy = first.is_some_and(Sequence::will_be_copyable);
-        let rows = if sequence.waits_for_copy { Vec::new() } else { sequence.first_rows() };
-        let found = host.begin(id, rows, sequence.room());
-        if let (false, Some(slot)) = (matches!(found, Ok(Some(_))), slot) {
-            host.give_slot(slot);
-        }
-        match found {
-            Ok(Some(positions)) => {
-                sequence.found(positions);
+        match seat(&mut sequence, host) {
+            Ok(Seat::Taken(positions)) => {
                 job.cached(positions);
                 self.shared_positions += positions as u64;
             }
-            Ok(None) if alone => return Ok(self.fail(number, never("room"), host)),
-            Ok(None) => return Ok(Begin::Later),
+            Ok(Seat::NoSlot) if alone => return Ok(self.fail(number, never("adapter slot"), host)),
+            Ok(Seat::NoRoom) if alone => return Ok(self.fail(number, never("room"), host)),
+            Ok(Seat::NoSlot | Seat::NoRoom) => return Ok(Begin::Later),
             Err(error @ Error::Device { .. }) => return Err(error),
             Err(error) => return Ok(self.fail(number, error, host)),
         }

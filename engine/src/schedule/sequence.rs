@@ -8,6 +8,7 @@ use wattle_shaders::{FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, NO_INDE
 use crate::generation::{Finish, Path};
 use crate::request::{Request, Sampling};
 use crate::schedule::host::Room;
+use crate::schedule::job::Order;
 use crate::schedule::loras::{Choice, Loras};
 use crate::stop::StopMatcher;
 use crate::tokenizer::{Stream, Tokenizer};
@@ -50,7 +51,7 @@ pub(crate) struct Sequence {
     pub id: u32,
     /// The prompt will be copied from the first path instead of being run.
     pub waits_for_copy: bool,
-    /// It has begun, and has no room and no slot yet on the device that was made anew.
+    /// It has no room and no slot: it is about to begin, or its device was made anew.
     pub waits_for_room: bool,
     pub loras: Loras,
     request: Arc<Request>,
@@ -80,22 +81,17 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// Path `path` of a job, on sequence `id` of the device.
-    pub fn new(
-        [serial, job]: [u64; 2],
-        (path, id): (u32, u32),
-        request: &Arc<Request>,
-        loras: Loras,
-        limits: &PathLimits,
-    ) -> Self {
+    /// Path `path` of a job, on sequence `id` of the device, where it has no room yet.
+    pub fn new([serial, job]: [u64; 2], (path, id): (u32, u32), order: &Order) -> Self {
+        let Order { request, lora, limits } = order;
         Self {
             serial,
             job,
             path,
             id,
             waits_for_copy: false,
-            waits_for_room: false,
-            loras,
+            waits_for_room: true,
+            loras: Loras::new(lora.clone()),
             tokens: request.ids.clone(),
             drawn: 0,
             planned: 0,

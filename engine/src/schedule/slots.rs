@@ -63,11 +63,11 @@ impl Scheduler {
         }
         let (mut all, mut failed) = (true, Vec::new());
         for sequence in self.running.iter_mut().filter(|sequence| sequence.waits_for_room) {
-            match begin_one(sequence, host) {
-                Ok(Again::Begun) => {}
+            match seat(sequence, host) {
+                Ok(Seat::Taken(_)) => {}
                 // Those that have slots and room go on, and end.
-                Ok(Again::NoSlot) => all = false,
-                Ok(Again::NoRoom) => {
+                Ok(Seat::NoSlot) => all = false,
+                Ok(Seat::NoRoom) => {
                     all = false;
                     break;
                 }
@@ -81,24 +81,28 @@ impl Scheduler {
     }
 }
 
-/// What became of a path that was to begin again.
-enum Again {
-    Begun,
+/// What became of a path that was to get its slot and its room.
+pub(super) enum Seat {
+    /// It has both, and so many of its positions are in the cache already.
+    Taken(usize),
     NoSlot,
     NoRoom,
 }
 
 /// Gives a path its slot and its room, both or neither: somebody who has room may wait for the slot.
-fn begin_one(sequence: &mut Sequence, host: &mut dyn Host) -> Result<Again> {
-    let Some(slot) = slot_for(sequence.choice(), host)? else { return Ok(Again::NoSlot) };
+pub(super) fn seat(sequence: &mut Sequence, host: &mut dyn Host) -> Result<Seat> {
+    let Some(slot) = slot_for(sequence.choice(), host)? else { return Ok(Seat::NoSlot) };
     sequence.place(slot);
-    let found = host.begin(sequence.id, sequence.first_rows(), sequence.room());
-    match found {
+    let rows = if sequence.waits_for_copy { Vec::new() } else { sequence.first_rows() };
+    match host.begin(sequence.id, rows, sequence.room()) {
         Ok(Some(positions)) => {
             sequence.found(positions);
             sequence.waits_for_room = false;
+            Ok(Seat::Taken(positions))
         }
-        _ => sequence.loras.leave().into_iter().for_each(|slot| host.give_slot(slot)),
+        refused => {
+            sequence.loras.leave().into_iter().for_each(|slot| host.give_slot(slot));
+            refused.map(|_| Seat::NoRoom)
+        }
     }
-    Ok(if found?.is_some() { Again::Begun } else { Again::NoRoom })
 }

@@ -159,6 +159,7 @@ impl<E: Element> Up<'_, E> {
                 elements[p] = E::load(simd, &panels[p][r]);
             }
             for n in 0..N {
+                // Never more than there are lines: said so that no check is needed.
                 let t = simd.splat(t[(terms.first + n) % TOGETHER]);
                 for p in 0..P {
                     sums[n][p] = simd.fma(elements[p], t, sums[n][p]);
