@@ -3,13 +3,15 @@
 // Grid: one workgroup per 16 outputs and COLS rows of x; lanes split the inputs. Bound by reading G and U.
 
 import package::shared::carry::{Carried, carry, values};
-import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, WIDE, fold, masked, place, reduce, total};
+import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, WIDE, place, reduce, total};
 import package::shared::functions::activate;
-import package::shared::gated::{gate_weights, up_weights};
+import package::shared::gated::{gate_unit, up_unit};
+import package::shared::inputs::inputs;
 import package::shared::lane::{Lane, group_index};
 import package::shared::lora::add_lora;
 import package::shared::step::{generated, row_index, step_row};
 import package::shared::panels::{Panels, prepare};
+import package::shared::unit::{fold_unit, units};
 
 struct Params {
     panels: Panels, // of quantized G and U
@@ -25,7 +27,6 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(2) var<storage, read> x: array<vec4f>;     // [n, k4]
 @group(1) @binding(4) var<storage, read> bias: array<f32>;    // [2, outputs]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>; // [n, stride]
 
@@ -40,7 +41,7 @@ fn finish(g: f32, u: f32, output: u32, line: u32) -> f32 {
     return activate(params.function, both.x) * both.y;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WIDE)
 fn main(lane: Lane) {
     let n = generated(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
@@ -54,14 +55,13 @@ fn main(lane: Lane) {
     let block = begin / 4u + place(lane) % 4u;
     var gate_acc: Sums;
     var up_acc: Sums;
-    for (var i = place(lane) / 4u; i < params.k4; i += DEPTH) {
-        let g = gate_weights(params.panels, params.rows, params.k4, block, i);
-        let u = up_weights(params.panels, params.rows, params.k4, block, i);
-        let used = select(4u, params.used, i + 1u == params.k4);
+    for (var u = place(lane) / 4u; u < units(params.k4); u += DEPTH) {
+        let gate = gate_unit(params.panels, params.rows, params.k4, block, u);
+        let up = up_unit(params.panels, params.rows, params.k4, block, u);
         for (var c = 0u; c < COLS; c++) {
-            let v = masked(x[min(column + c, n - 1u) * params.k4 + i], used);
-            gate_acc[c] = fold(gate_acc[c], g, v);
-            up_acc[c] = fold(up_acc[c], u, v);
+            let v = inputs(min(column + c, n - 1u), u, params.k4, params.used);
+            gate_acc[c] = fold_unit(gate_acc[c], gate, v);
+            up_acc[c] = fold_unit(up_acc[c], up, v);
         }
     }
     let c = min(lane.index / OUTPUTS, COLS - 1u);

@@ -1,14 +1,16 @@
 // y = f(W x + b + B t) + r for samples, and for rows of class generated.
 // Grid: one workgroup per 16 outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
 
-import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, fold, masked, place, reduce, total};
+import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, WIDE, place, reduce, total};
 import package::shared::functions::activate;
+import package::shared::inputs::inputs;
 import package::shared::lane::{Lane, group_index};
 import package::shared::lora::{add_lora, site};
-import package::shared::matrix::weights;
+import package::shared::matrix::unit;
 import package::shared::panels::{Panels, prepare};
 import package::shared::partials::add_partials;
 import package::shared::step::{generated, row_index, step_row};
+import package::shared::unit::{fold_unit, units};
 
 struct Params {
     panels: Panels, // of a quantized W
@@ -24,12 +26,11 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(2) var<storage, read> x: array<vec4f>;       // [n, k4]
 @group(1) @binding(3) var<storage, read> bias: array<f32>;      // [outputs of W]
 @group(1) @binding(4) var<storage, read> r: array<f32>;         // [n, stride]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WIDE)
 fn main(lane: Lane) {
     let n = generated(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
@@ -42,11 +43,10 @@ fn main(lane: Lane) {
     prepare(params.panels, lane.index);
     var acc: Sums;
     let block = begin / 4u + place(lane) % 4u;
-    for (var i = place(lane) / 4u; i < params.k4; i += DEPTH) {
-        let w = weights(params.panels, params.rows, params.k4, block, i);
-        let used = select(4u, params.used, i + 1u == params.k4);
+    for (var u = place(lane) / 4u; u < units(params.k4); u += DEPTH) {
+        let w = unit(params.panels, params.rows, params.k4, block, u);
         for (var c = 0u; c < COLS; c++) {
-            acc[c] = fold(acc[c], w, masked(x[min(column + c, n - 1u) * params.k4 + i], used));
+            acc[c] = fold_unit(acc[c], w, inputs(min(column + c, n - 1u), u, params.k4, params.used));
         }
     }
     reduce(&acc, lane);

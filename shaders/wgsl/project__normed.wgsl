@@ -6,12 +6,14 @@
 
 import package::shared::a_pool::{a_quad, a_quad_entry};
 import package::shared::carry::{next, t_out, t_out_stride};
-import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, Sums, WIDE, fold, masked, place, reduce, total};
+import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, Sums, WIDE, place, reduce, total};
+import package::shared::inputs::{input, inputs};
 import package::shared::lane::{Lane, group_index};
-import package::shared::matrix::weights;
+import package::shared::matrix::unit;
 import package::shared::panels::{Panels, prepare};
 import package::shared::reduce::sum;
 import package::shared::step::{generated, lora_on, row_index, step_row};
+import package::shared::unit::{Inputs, fold_unit, units, vec4_of};
 
 struct Params {
     panels: Panels, // of a quantized W
@@ -28,7 +30,6 @@ struct Params {
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
-@group(1) @binding(2) var<storage, read> x: array<vec4f>;       // [n, k4]
 @group(1) @binding(3) var<storage, read> vectors: array<vec4f>; // g [k4], then b [outputs of W padded to 4]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
 
@@ -40,9 +41,28 @@ fn inverse_rms(squares: f32) -> f32 {
     return 1.0 / sqrt(squares / f32(params.width) + params.eps);
 }
 
-// Element i of a row of x, zeros behind its end.
-fn input(line: u32, i: u32) -> vec4f {
-    return masked(x[line * params.k4 + i], select(4u, params.used, i + 1u == params.k4));
+fn squares_of(acc: f32, x: Inputs) -> f32 {
+    @if(nibbles)
+    return add_squares(add_squares(acc, x.first), x.second);
+    @if(!nibbles)
+    return add_squares(acc, x.first);
+}
+
+// g of unit u.
+fn gains(u: u32) -> Inputs {
+    let i = vec4_of(u);
+    let last = params.k4 - 1u;
+    @if(nibbles)
+    return Inputs(vectors[min(i, last)], vectors[min(i + 4u, last)]);
+    @if(!nibbles)
+    return Inputs(vectors[min(i, last)]);
+}
+
+fn times(x: Inputs, g: Inputs) -> Inputs {
+    @if(nibbles)
+    return Inputs(x.first * g.first, x.second * g.second);
+    @if(!nibbles)
+    return Inputs(x.first * g.first);
 }
 
 fn rank_row(line: u32, output: u32, lane: Lane) {
@@ -60,7 +80,7 @@ fn rank_row(line: u32, output: u32, lane: Lane) {
     var acc = 0.0;
     var squares = 0.0;
     for (var i = lane.index; i < params.k4; i += WIDE) {
-        let v = input(line, i);
+        let v = input(line, i, params.k4, params.used);
         let a = a_quad(next.head, at + i);
         let g = v * vectors[i];
         acc = fma(a.w, g.w, fma(a.z, g.z, fma(a.y, g.y, fma(a.x, g.x, acc))));
@@ -73,7 +93,7 @@ fn rank_row(line: u32, output: u32, lane: Lane) {
     }
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WIDE)
 fn main(lane: Lane) {
     let n = generated(params.extent);
     let index = group_index(lane);
@@ -92,13 +112,13 @@ fn main(lane: Lane) {
     var acc: Sums;
     var squares: array<f32, MAX_COLS>;
     let block = begin / 4u + place(lane) % 4u;
-    for (var i = place(lane) / 4u; i < params.k4; i += DEPTH) {
-        let w = weights(params.panels, params.rows, params.k4, block, i);
-        let g = vectors[i];
+    for (var u = place(lane) / 4u; u < units(params.k4); u += DEPTH) {
+        let w = unit(params.panels, params.rows, params.k4, block, u);
+        let g = gains(u);
         for (var c = 0u; c < COLS; c++) {
-            let v = input(min(column + c, n - 1u), i);
-            acc[c] = fold(acc[c], w, v * g);
-            squares[c] = add_squares(squares[c], v);
+            let v = inputs(min(column + c, n - 1u), u, params.k4, params.used);
+            acc[c] = fold_unit(acc[c], w, times(v, g));
+            squares[c] = squares_of(squares[c], v);
         }
     }
     let c = min(lane.index / OUTPUTS, COLS - 1u);

@@ -34,6 +34,8 @@ const SLOTS: usize = 2;
 const IDS: usize = 3;
 /// Pages of KV memory: less than all sequences could have at the same time.
 const PAGES: u64 = 2 * SEQUENCES as u64 - 3;
+/// Steps after which the device is lost, at most; a request takes six or seven. In short soaks it is lost once or twice.
+const LOST_AFTER: u64 = 4000;
 /// The ranks of random adapters.
 const RANKS: [usize; 4] = [1, 4, 8, 8];
 
@@ -129,8 +131,7 @@ pub(crate) fn soak(requests: usize, seed: u64, common: &Common) -> Result<Outcom
     let options = EngineOptions {
         kv_bytes,
         adapters: AdapterRoom { slots: Some(SLOTS), rank, bytes: None },
-        // A request takes four or five steps: the device is lost once or twice.
-        limits: Limits { lost_after: Some(3 * requests as u64), ..options.limits },
+        limits: Limits { lost_after: Some(LOST_AFTER.min(3 * requests as u64)), ..options.limits },
         ..options
     };
     let service = Service::start(Engine::load(&source.model, options)?, ServiceOptions { queue: QUEUE })?;

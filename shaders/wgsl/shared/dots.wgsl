@@ -1,6 +1,6 @@
 // Dot products of 16 weight rows (a panel) with COLS activation rows, by WIDE lanes: four lanes beside each other have
 // four weight rows each, so that they read neighbouring words of a panel; DEPTH fours split the inputs. Whatever COLS is,
-// each result is summed in the same order: a lane's vec4s ascending, their elements ascending by fma, then the lanes.
+// each result is summed in the same order: a lane's units ascending, their elements ascending by fma, then the lanes.
 
 import package::shared::lane::Lane;
 
@@ -8,8 +8,8 @@ import package::shared::lane::Lane;
 @id(0) override COLS: u32 = 1u;
 const MAX_COLS = 8u;
 const OUTPUTS = 16u; // weight rows of a workgroup
-const WIDE = 256u;   // its lanes
-const DEPTH = WIDE / 4u;
+@id(1) override WIDE: u32 = 256u; // its lanes, a power of two: no fewer than COLS * OUTPUTS
+override DEPTH: u32 = WIDE / 4u;
 
 // Per activation row, the sums of the four weight rows.
 alias Sums = array<vec4f, MAX_COLS>;
@@ -59,13 +59,13 @@ fn reduce(acc: ptr<function, Sums>, lane: Lane) {
 
 @if(!subgroups)
 fn reduce(acc: ptr<function, Sums>, lane: Lane) {
-    const HALF = WIDE / 2u;
-    for (var c = 0u; c < COLS && lane.index >= HALF; c++) {
-        partial[c * HALF + lane.index - HALF] = (*acc)[c];
+    let half = WIDE / 2u;
+    for (var c = 0u; c < COLS && lane.index >= half; c++) {
+        partial[c * half + lane.index - half] = (*acc)[c];
     }
     workgroupBarrier();
-    for (var c = 0u; c < COLS && lane.index < HALF; c++) {
-        partial[c * HALF + lane.index] += (*acc)[c];
+    for (var c = 0u; c < COLS && lane.index < half; c++) {
+        partial[c * half + lane.index] += (*acc)[c];
     }
     workgroupBarrier();
 }

@@ -30,8 +30,9 @@ fn prepare(p: Panels, lane: u32) {
     }
 }
 
-fn normal_float(c: vec4f) -> vec4f {
-    let at = vec4u(c);
+// The values of four codes, the lowest bits of words.
+fn normal_float(words: vec4u) -> vec4f {
+    let at = words & vec4u(15u);
     return vec4f(normal_floats[at.x], normal_floats[at.y], normal_floats[at.z], normal_floats[at.w]);
 }
 
@@ -110,7 +111,7 @@ fn element(p: Panels, c: vec4f, scale: vec4f, offsets: vec4u, quad: u32) -> vec4
         }
         default: {
             @if(nibbles)
-            return scale * normal_float(c);
+            return scale * normal_float(vec4u(c));
             @if(bytes)
             return scale * c;
         }

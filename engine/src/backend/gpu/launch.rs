@@ -105,7 +105,8 @@ pub(super) struct Launch {
     pub weights: WeightType,
     /// How the factors that it reads are kept, if it reads any.
     pub factors: FactorType,
-    /// The kernel's `override`s: their ids and values. With [`Grid::Blocks`] and [`Grid::Tiles`], they are the tile's.
+    /// The kernel's `override`s: their ids and values. Those of columns and tiles are not
+    /// among them, and with [`Grid::Tiles`] there are no others.
     pub constants: Vec<Constant>,
     /// The bytes of binding 0.
     pub params: Vec<u8>,

@@ -10,7 +10,7 @@ use super::launch::{
     stride, used, weight_type, write,
 };
 use super::lora::Pool;
-use super::tiles::Products;
+use super::tiles::{Products, matrix_constants};
 use crate::error::{Error, Result};
 use crate::model::{Format, Matrix};
 use crate::plan::{GATE_UP_PART, GateUp, Norm, Project, Site};
@@ -85,7 +85,8 @@ impl Compiler<'_> {
             let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
-            let launch = Launch { weights, extent: self.extent(), site: Some(site), ..launch };
+            let constants = matrix_constants(matrix.format, matrix.cols);
+            let launch = Launch { constants, weights, extent: self.extent(), site: Some(site), ..launch };
             Ok(launch.by_class(tiled, Grid::Tiles { outputs: chunk.rows as u64, slots: 0, ranks: 0 }))
         };
         collected(device.chunks.iter().map(launch))
@@ -136,7 +137,9 @@ impl Compiler<'_> {
             let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: u64::from(more) };
             let launch = Launch::new(self, params(chunk.rows, more), bindings, grid)?;
             let weights = weight_type(matrix.format);
-            let launch = Launch { kernel, weights, extent: self.extent(), next: Some(next), ..launch };
+            let constants = matrix_constants(matrix.format, matrix.cols);
+            let extent = self.extent();
+            let launch = Launch { kernel, constants, weights, extent, next: Some(next), ..launch };
             let (outputs, slots, ranks) = (chunk.rows as u64, u64::from(next.slots), u64::from(more));
             if tiled.1 != Products::Codes || more == 0 {
                 return Ok(launch.by_class(tiled, Grid::Tiles { outputs, slots, ranks }));
@@ -193,8 +196,9 @@ impl Compiler<'_> {
             let grid = Grid::Blocks { outputs: gate.rows as u64, block: BLOCK, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
+            let constants = matrix_constants(matrix.format, matrix.cols);
             let (extent, site, next) = (self.extent(), Some(site), Some(next));
-            let launch = Launch { weights, extent, site, next, ..launch };
+            let launch = Launch { constants, weights, extent, site, next, ..launch };
             Ok(launch.by_class(tiled, Grid::Tiles { outputs: 2 * gate.rows as u64, slots: 0, ranks: 0 }))
         };
         collected(gate.chunks.iter().zip(&up.chunks).map(launch))

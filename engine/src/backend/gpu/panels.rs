@@ -5,9 +5,10 @@ use std::ops::Range;
 use wattle_shaders::params::Panels;
 
 use super::device::Gpu;
+use super::tiles::offset_code;
 use super::weights::Chunk;
 use crate::error::Result;
-use crate::model::{BLOCK, Dtype, Matrix, Offset, PANEL, PanelFormat, Part};
+use crate::model::{BLOCK, Dtype, Matrix, PANEL, PanelFormat, Part};
 
 /// Consecutive parts whose panels follow each other: all but the last have whole panels only.
 fn runs(parts: &[Part]) -> Vec<&[Part]> {
@@ -85,12 +86,7 @@ fn params(format: &PanelFormat, cols: usize, [codes, scales, _]: [usize; 3]) -> 
             Dtype::F16 => 1,
             Dtype::Bf16 => 2,
         },
-        offset_type: match format.offset {
-            Offset::Middle => 0,
-            Offset::Minimum => 1,
-            Offset::Zero => 2,
-            Offset::NormalFloat => 3,
-        },
+        offset_type: offset_code(format.offset),
         _pad: 0,
     }
 }

@@ -173,7 +173,10 @@ pub(super) fn variants(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<Va
             tiles.into_iter().map(|(upto, tile)| Variant::new(upto, tile, tile.constants())).collect()
         }
         (Grid::Blocks { .. }, _) => {
-            let of_width = |(upto, tile): (u32, Tile)| Variant::new(upto, tile, vec![("0", tile.rows)]);
+            let of_width = |(upto, tile): (u32, Tile)| {
+                let constants = launch.constants.iter().copied().chain([("0", tile.rows)]).collect();
+                Variant::new(upto, tile, constants)
+            };
             columns(lines).into_iter().map(of_width).collect()
         }
         (Grid::Items { together, .. }, _) => {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use wattle_shaders::WeightType;
 
 use super::launch::Constant;
-use crate::model::{Format, Offset};
+use crate::model::{Bits, Format, Offset, PanelFormat};
 
 /// How the products of a tile are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,30 @@ pub fn tiles() -> Vec<Tile> {
     FOR_FEW.into_iter().chain(FOR_MANY).collect()
 }
 
+/// The lanes of a workgroup of a matrix-vector kernel, and what its offsets are: `override`s of dots.wgsl and unit.wgsl. Sums
+/// depend on the lanes, so that these depend on the matrix alone: half of them have nothing to do where a row is short.
+pub(super) fn matrix_constants(format: Format, cols: usize) -> Vec<Constant> {
+    let units = match format {
+        Format::Panels(PanelFormat { bits: Bits::Four, .. }) => cols.div_ceil(8),
+        _ => cols.div_ceil(4),
+    };
+    let lanes = ("1", if units < 128 { 128 } else { 256 });
+    match format {
+        Format::Dense(_) => vec![lanes],
+        Format::Panels(panels) => vec![lanes, ("2", offset_code(panels.offset))],
+    }
+}
+
+/// Offsets as shaders write them.
+pub(super) fn offset_code(offset: Offset) -> u32 {
+    match offset {
+        Offset::Middle => 0,
+        Offset::Minimum => 1,
+        Offset::Zero => 2,
+        Offset::NormalFloat => 3,
+    }
+}
+
 /// The columns that a matrix-vector kernel may have, as far as steps of `lines` lines use them.
 pub(super) fn columns(lines: usize) -> Vec<(u32, Tile)> {
     let widths = [1, 2, 4, 8];
@@ -176,7 +200,7 @@ pub(super) fn columns(lines: usize) -> Vec<(u32, Tile)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Dtype, PanelFormat, Q4_0};
+    use crate::model::{Dtype, Q4_0};
 
     const KIB_32: Table = Table { measured: BTreeMap::new(), forced: None, memory: 32 << 10 };
 
