@@ -180,8 +180,8 @@ fn fast_precision_stays_close_to_exact() {
         let fast = fast(name, quant, |_| {}).logits(&ids(name), &Lora::BASE).expect("logits");
         let error = error(&fast, &exact);
         println!("{name} {quant:?}: {error:.1e}");
-        // Kernels keep their derived bound (kernels-cpu's tests); of whole models it is known only that 8 bits round
-        // each input by 0.4 % of its block's largest, and that something was rounded.
+        // Every op keeps its derived bound (tests/bounds.rs); of how errors grow from op to op it is known only that 8
+        // bits round each input by 0.4 % of its block's largest, and that something was rounded.
         assert!(error > 0.0 && error < 0.1, "{name} {quant:?}: {error:.1e}");
     }
 }

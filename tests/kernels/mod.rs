@@ -31,7 +31,7 @@ mod select;
 pub use case::{Act, Case, Make};
 pub use compare::{Checked, Failure};
 pub use kept::kept;
-pub use rounded::{Rounded, rounded};
+pub use rounded::{Rounded, products, rounded};
 
 /// Makes [`kernels`] from the kernel list: a kernel without cases does not compile.
 macro_rules! kernels {

@@ -46,8 +46,8 @@ fn product(w: &[f32], x: &[f32]) -> (f64, f64) {
     (sum, bound)
 }
 
-/// The same of W x, for every line.
-fn products(matrix: &Matrix, x: &[f32]) -> Vec<(f64, f64)> {
+/// W x for every line of x, exactly, and by how much each may be off where x is rounded to 8 bits in blocks of 32.
+pub fn products(matrix: &Matrix, x: &[f32]) -> Vec<(f64, f64)> {
     let rows: Vec<Vec<f32>> = (0..matrix.rows).filter_map(|row| matrix.row(row).ok()).collect();
     x.chunks(matrix.cols).flat_map(|x| rows.iter().map(move |w| product(w, x))).collect()
 }
