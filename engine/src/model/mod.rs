@@ -31,6 +31,8 @@ pub use format::{BLOCK, Bits, Format, INT4, INT8, Offset, PANEL, PanelFormat, Q4
 pub use matrix::{Bytes, Dtype, Matrix, Part, Vector};
 use published::Published;
 pub use quantize::Quant;
+#[cfg(feature = "gpu")]
+pub(crate) use quantize::quantize;
 pub use shapes::shapes;
 pub use spec::{
     Activation, Family, LayerWeights, Linear, LongRope, NormKind, NormWeights, Positions, Rope, Spec, Weights,

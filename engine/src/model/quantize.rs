@@ -171,7 +171,7 @@ pub(super) fn blank(matrix: &Arc<Matrix>, format: PanelFormat) -> Result<Arc<Mat
 }
 
 /// A dense matrix in `format`; a quantized one as it is.
-pub(super) fn quantize(matrix: &Arc<Matrix>, format: PanelFormat) -> Result<Arc<Matrix>> {
+pub(crate) fn quantize(matrix: &Arc<Matrix>, format: PanelFormat) -> Result<Arc<Matrix>> {
     if matches!(matrix.format, Format::Panels(_)) {
         return Ok(Arc::clone(matrix));
     }

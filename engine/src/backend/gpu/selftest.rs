@@ -8,8 +8,8 @@ use wattle_shaders::Row;
 use super::GpuBackend;
 use crate::backend::{Backend, Capacity, Doors, Step};
 use crate::cache::pages_for;
-use crate::error::Result;
-use crate::model::{Activation, Matrix, NormKind, NormWeights};
+use crate::error::{Error, Result};
+use crate::model::{Activation, BLOCK, Matrix, NormKind, NormWeights, PanelFormat, Q4_0, Q8_0, quantize};
 use crate::plan::{
     Extent, FactorType, GateUp, KvShape, KvType, Norm, Op, OpKind, Plan, Project, Tensor, TensorId,
 };
@@ -19,16 +19,23 @@ const ROWS: usize = 70;
 const OUTPUTS: usize = 130;
 const INPUTS: usize = 100;
 
-/// Numbers in [-1, 1] that f16 holds, and whose products f32 sums without rounding: multiples of 1/64.
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
+/// Multiples of 1 / `steps` in [-largest, largest] / `steps`, with the largest or its negative in every block of a row: f16 holds
+/// them, formats of 8 bits too, and f32 sums their products without rounding.
+fn numbers(rows: usize, seed: u64, [least, largest, steps]: [i64; 3]) -> Vec<f32> {
     let mut state = seed;
-    let mut next = || {
+    let mut next = |column: usize| {
         // Knuth's MMIX generator.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % 129) as f32 / 64.0 - 1.0
+        let any = (state >> 33) as i64 % (largest - least + 1) + least;
+        (if column.is_multiple_of(BLOCK) { least } else { any }) as f32 / steps as f32
     };
-    (0..len).map(|_| next()).collect()
+    (0..rows).flat_map(|_| 0..INPUTS).map(&mut next).collect()
 }
+
+/// Numbers of 8 bits: their blocks have a step of 1/128.
+const EIGHT_BITS: [i64; 3] = [-127, 127, 128];
+/// Numbers of 4 bits: with a step of 1/8.
+const FOUR_BITS: [i64; 3] = [-8, 7, 8];
 
 /// W x, exactly.
 fn products(w: &[f32], x: &[f32]) -> Vec<f32> {
@@ -60,33 +67,44 @@ struct Known {
     y: Vec<f32>,
 }
 
-/// W x; W norm(x), x being ones of either sign, so that their norm is 1; and max(G x, 0) U x.
-fn known() -> Option<[Known; 3]> {
-    let (w, up, x) = (numbers(OUTPUTS * INPUTS, 1), numbers(OUTPUTS * INPUTS, 2), numbers(ROWS * INPUTS, 3));
-    let matrix = |values: &[f32]| Matrix::from_f32("test", OUTPUTS, INPUTS, values).map(Arc::new);
-    let project = |norm| -> Option<OpKind> {
-        let weight = matrix(&w)?;
-        Some(OpKind::Project(Project {
-            norm,
-            weight,
-            bias: None,
-            lora: None,
-            activation: None,
-            residual: false,
-        }))
+/// W x and max(G x, 0) U x, for weights of this format that it holds exactly; of dense ones W norm(x) too, x being ones of either
+/// sign, so that their norm is 1.
+fn known_of(format: Option<PanelFormat>) -> Result<Vec<Known>> {
+    let of_weights = if format == Some(Q4_0) { FOUR_BITS } else { EIGHT_BITS };
+    let [w, up] = [1, 2].map(|seed| numbers(OUTPUTS, seed, of_weights));
+    let x = numbers(ROWS, 3, EIGHT_BITS);
+    let matrix = |values: &[f32]| -> Result<Arc<Matrix>> {
+        let no_memory = || Error::value("test", "no memory for the matrices of a test");
+        let dense = Matrix::from_f32("test", OUTPUTS, INPUTS, values).map(Arc::new).ok_or_else(no_memory)?;
+        format.map_or(Ok(Arc::clone(&dense)), |format| quantize(&dense, format))
     };
-    let weights = NormWeights { weight: None, bias: None };
-    let norm = Norm { kind: NormKind::Rms, weights, eps: 0.0, groups: 1 };
+    let project = |norm| -> Result<OpKind> {
+        let weight = matrix(&w)?;
+        let (bias, lora, activation, residual) = (None, None, None, false);
+        Ok(OpKind::Project(Project { norm, weight, bias, lora, activation, residual }))
+    };
     let (gate, up_matrix, function) = (matrix(&w)?, matrix(&up)?, Activation::Relu);
     let gated = GateUp { gate, gate_bias: None, up: up_matrix, up_bias: None, function, lora: None };
-    let signs: Vec<f32> = x.iter().map(|x| 1.0_f32.copysign(*x)).collect();
-    let (plain, normed) = (products(&w, &x), products(&w, &signs));
+    let plain = products(&w, &x);
     let both = plain.iter().zip(products(&up, &x)).map(|(g, u)| g.max(0.0) * u).collect();
-    Some([
-        Known { kind: project(Some(norm))?, x: signs, y: normed },
+    let mut known = vec![
         Known { kind: OpKind::GateUp(gated), x: x.clone(), y: both },
-        Known { kind: project(None)?, x, y: plain },
-    ])
+        Known { kind: project(None)?, x: x.clone(), y: plain },
+    ];
+    if format.is_none() {
+        let weights = NormWeights { weight: None, bias: None };
+        let norm = Norm { kind: NormKind::Rms, weights, eps: 0.0, groups: 1 };
+        let signs: Vec<f32> = x.iter().map(|x| 1.0_f32.copysign(*x)).collect();
+        let y = products(&w, &signs);
+        known.push(Known { kind: project(Some(norm))?, x: signs, y });
+    }
+    Ok(known)
+}
+
+/// All of them: dense weights, and codes of 4 and of 8 bits.
+fn known() -> Result<Vec<Known>> {
+    let formats = [None, Some(Q4_0), Some(Q8_0)];
+    Ok(formats.map(known_of).into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 impl GpuBackend {
@@ -103,13 +121,12 @@ impl GpuBackend {
 
     /// Whether prompts' projections are what they must be, as this device runs them.
     fn projects_rightly(&self) -> Result<bool> {
-        let known = known().ok_or_else(|| self.gpu.error("the matrices of a test were not made"))?;
         let capacity =
             Capacity { sequences: 1, context: ROWS, pages: pages_for(ROWS), rows: ROWS, samples: 1 };
         let mut backend = Self::on(Arc::clone(&self.gpu), capacity)?;
         let rows = (0..ROWS as u32).map(|position| Row::prompt(0, position, 0)).collect();
         let step = Step { rows, samples: Vec::new() };
-        for Known { kind, x, y } in known {
+        for Known { kind, x, y } in known()? {
             let handle = backend.prepare(&plan(kind))?;
             let doors = Doors { range: 0..1, import: vec![(TensorId(0), x)], taps: vec![TensorId(1)] };
             if backend.run(handle, &step, &doors)?.get(&TensorId(1)) != Some(&y) {
@@ -168,6 +185,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_format_that_is_read_wrongly_is_noticed() {
+        let Some(right) = gpu(None) else { return };
+        let products = right.gpu.products(Format::Panels(Q4_0));
+        let (from, to) = match products {
+            Products::Codes => ("8.0 * scale", "7.0 * scale"),
+            _ => ("c - 8.0", "c - 7.0"),
+        };
+        let kernel = Kernel::named(&format!("project__tiled{}", products.suffix())).unwrap();
+        assert!(kernel.wgsl(true, WeightType::Nibbles, FactorType::F32).contains(from));
+        let Some(broken) = gpu(Some((kernel.name, from, to))) else { return };
+        assert!(!broken.projects_rightly().unwrap() && !broken.may_cooperate());
+    }
+
+    #[test]
     fn kernels_that_a_device_cannot_compile_are_refused() {
         let Some(backend) = gpu(Some(("project__tiled", "fn main(", "fn main(("))) else { return };
         if backend.gpu.products(Format::Dense(Dtype::F32)) == Products::Floats {
@@ -178,7 +209,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_test_is_exact() {
-        let (w, x) = (numbers(OUTPUTS * INPUTS, 1), numbers(ROWS * INPUTS, 2));
+        let (w, x) = (numbers(OUTPUTS, 1, EIGHT_BITS), numbers(ROWS, 2, EIGHT_BITS));
         let sums = products(&w, &x);
         let exact = |line: usize, output: usize| -> f64 {
             let terms =
