@@ -252,6 +252,7 @@ fn one_submit_and_sixteen_bytes_per_sample_and_nothing_on_the_host() {
     let steps = after.steps - before.steps;
     assert!(steps >= 10);
     assert_eq!((after.submits - before.submits, after.passes - before.passes), (steps, steps));
+    assert!(engine.pages().copied >= 2, "copies of pages go with a step");
     assert_eq!(after.host_ops, 0);
     // Every step but the first is written and submitted while the one before it runs.
     assert_eq!(after.ahead - before.ahead, steps - 1);

@@ -119,7 +119,7 @@ pub struct Memory {
 pub struct Counters {
     /// Steps submitted.
     pub steps: u64,
-    /// Command buffers submitted for steps (GPU).
+    /// Submissions to the device: one for each step, with the copies of pages before it (GPU).
     pub submits: u64,
     /// Compute passes of steps (GPU).
     pub passes: u64,

@@ -126,10 +126,10 @@ impl Backend for GpuBackend {
     fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
         self.tables.check_page(from)?;
         self.tables.check_page(to)?;
-        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.sequences()?.copy_page(&mut encoder, from, to);
-        self.gpu.queue.submit([encoder.finish()]);
-        self.gpu.check()
+        let mut copies = self.copies.take().unwrap_or_else(|| self.encoder());
+        let copied = self.sequences().map(|sequences| sequences.copy_page(&mut copies, from, to));
+        self.copies = Some(copies);
+        copied
     }
 
     fn submit(&mut self, plan: PlanHandle, step: &Step) -> Result<Ticket> {
@@ -145,11 +145,13 @@ impl Backend for GpuBackend {
     }
 
     fn export_kv(&mut self, layer: usize, sequence: u32, positions: usize) -> Result<[Vec<f32>; 2]> {
+        self.flush();
         let pages = self.pages(sequence, positions)?;
         self.sequences()?.export(&self.gpu, layer, pages, positions)
     }
 
     fn import_kv(&mut self, layer: usize, sequence: u32, kv: &[Vec<f32>; 2]) -> Result<()> {
+        self.flush();
         let sequences = self.sequences()?;
         let width = sequences.shape.width();
         let [k, v] = [&kv[0], &kv[1]].map(Vec::len);

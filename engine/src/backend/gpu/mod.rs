@@ -115,6 +115,8 @@ pub struct GpuBackend {
     nothing: wgpu::Buffer,
     /// Bound where an op carries no A x.
     nowhere: wgpu::Buffer,
+    /// Copies of pages, which go to the device with the next step.
+    copies: Option<wgpu::CommandEncoder>,
     in_flight: VecDeque<InFlight>,
     /// Staging buffers that no step uses.
     staging: Vec<wgpu::Buffer>,
@@ -179,6 +181,7 @@ impl GpuBackend {
             results,
             nothing,
             nowhere,
+            copies: None,
             in_flight: VecDeque::new(),
             staging: Vec::new(),
             timing: false,

@@ -65,7 +65,8 @@ impl GpuBackend {
             encoder.copy_buffer_to_buffer(&self.results, 0, &staging, 0, bytes);
         }
         let stamps_staging = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
-        let submission = self.gpu.queue.submit([encoder.finish()]);
+        let copies = self.copies.take();
+        let submission = self.gpu.queue.submit(copies.into_iter().chain([encoder]).map(|e| e.finish()));
         let results = Mapped::start(staging, bytes);
         let stamps = stamps_staging.map(Mapped::all);
         self.counters.steps += 1;
@@ -109,6 +110,7 @@ impl GpuBackend {
         step: &Step,
         doors: &Doors,
     ) -> Result<HashMap<TensorId, Vec<f32>>> {
+        self.flush();
         let prepared = self.prepared(handle)?;
         prepared.limits.check(step)?;
         self.tables.check_step(step)?;
@@ -156,6 +158,14 @@ impl GpuBackend {
             values.insert(id, lines.copied().collect());
         }
         Ok(values)
+    }
+
+    /// Copies the pages that are to be copied now, where no step follows.
+    pub(super) fn flush(&mut self) {
+        if let Some(copies) = self.copies.take() {
+            self.gpu.queue.submit([copies.finish()]);
+            self.counters.submits += 1;
+        }
     }
 
     pub(super) fn encoder(&self) -> wgpu::CommandEncoder {
