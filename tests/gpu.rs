@@ -252,6 +252,8 @@ fn ops_are_timed_where_the_device_can() {
     if backend.info().timestamps {
         assert_eq!(timings.len(), case.plan.ops.len());
         assert!(timings.iter().map(|timing| timing.seconds).sum::<f64>() > 0.0);
+        let launches: u64 = timings.iter().map(|timing| timing.launches).sum();
+        assert_eq!(launches, backend.counters().launches);
     }
     assert!(backend.take_timings().is_empty());
 }

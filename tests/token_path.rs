@@ -312,6 +312,15 @@ fn unusable_requests_are_refused_by_name_and_leave_the_engine_usable() {
                 "temperature",
             ),
             (Request { sampling: Sampling { top_p: 0.0, ..Sampling::GREEDY }, ..good.clone() }, "top-p"),
+            // By these, logits would become infinite.
+            (
+                Request { sampling: Sampling { penalty: 1e-40, ..Sampling::GREEDY }, ..good.clone() },
+                "penalty",
+            ),
+            (
+                Request { sampling: Sampling { temperature: 1e-38, ..Sampling::GREEDY }, ..good.clone() },
+                "temperature",
+            ),
         ];
         let before = engine.generate(&good).expect("a generation").paths;
         for (request, word) in refused {

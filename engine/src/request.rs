@@ -50,7 +50,7 @@ impl Lora {
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 is greedy.
+    /// Divides the logits; 0 is greedy, and anything between 0 and [`Self::LEAST_TEMPERATURE`] is refused.
     pub temperature: f32,
     /// Keep logits not below the k-th largest; 0 keeps all.
     pub top_k: u32,
@@ -66,20 +66,30 @@ impl Sampling {
     /// The most probable token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, penalty: 1.0, seed: 0 };
 
+    /// The least temperature above 0: no logit of a model becomes infinite by it.
+    pub const LEAST_TEMPERATURE: f32 = 1e-6;
+
+    /// The least repetition penalty, for the same reason.
+    pub const LEAST_PENALTY: f32 = 1e-4;
+
     /// An error that names the value if one cannot be used.
     pub fn check(&self) -> Result<()> {
-        let finite = |name: &str, value: f32, low: f32, high: f32, open: bool| {
-            let ok = value.is_finite() && value <= high && if open { value > low } else { value >= low };
-            let bound = if open { "above" } else { "at least" };
-            if ok {
-                Ok(())
-            } else {
-                Err(Error::value(name, format!("{value} is not {bound} {low} and at most {high}")))
-            }
+        const MOST: f32 = 1e4;
+        let refused = |name: &str, value: f32, accepted: String| {
+            Err(Error::value(name, format!("{value}, expected {accepted}")))
         };
-        finite("temperature", self.temperature, 0.0, 1e4, false)?;
-        finite("top-p", self.top_p, 0.0, 1.0, true)?;
-        finite("repetition penalty", self.penalty, 0.0, 1e4, true)
+        let Self { temperature, top_p, penalty, .. } = *self;
+        let (coldest, least) = (Self::LEAST_TEMPERATURE, Self::LEAST_PENALTY);
+        if temperature != 0.0 && !(coldest..=MOST).contains(&temperature) {
+            return refused("temperature", temperature, format!("0 (greedy), or {coldest} to {MOST}"));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return refused("top-p", top_p, "a number above 0 and at most 1".into());
+        }
+        if !(least..=MOST).contains(&penalty) {
+            return refused("repetition penalty", penalty, format!("{least} to {MOST}"));
+        }
+        Ok(())
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) struct Config {
     pub rank_pattern: Vec<(String, usize)>,
     /// `alpha_pattern` in the file's order.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// `ensure_weight_tying`.
+    pub ties_vocabulary: bool,
     /// From `alora_invocation_tokens`.
     pub rule: ActivationRule,
 }
@@ -104,6 +106,7 @@ impl Config {
             layer_patterns,
             rank_pattern,
             alpha_pattern,
+            ties_vocabulary: fields.flag("ensure_weight_tying")?.unwrap_or(false),
             rule: rule(&fields)?,
             path: path.to_path_buf(),
         })

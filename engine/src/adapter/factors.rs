@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use sha2::{Digest, Sha256};
 use wattle_shaders::LayerMask;
 
+use super::MAX_RANK;
+use crate::error::{Error, Result};
+
 /// A projection that can carry LoRA, by its role, whatever the family calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
@@ -76,6 +79,24 @@ impl Factors {
             hash.update(bytemuck::cast_slice(&pair.b));
         }
         hash.finalize().into()
+    }
+
+    /// Whether the sizes of every pair are those of its numbers.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that names the place.
+    pub fn check(&self) -> Result<()> {
+        for (place, Pair { rank, cols, rows, a, b }) in &self.pairs {
+            let fits = |side: usize, values: &[f32]| side.checked_mul(*rank) == Some(values.len());
+            if !(1..=MAX_RANK).contains(rank) || !fits(*cols, a) || !fits(*rows, b) {
+                let (a, b) = (a.len(), b.len());
+                let reason = format!(
+                    "A has {a} numbers and B {b}, expected [{rank}, {cols}] and [{rows}, {rank}], and a rank of 1 to {MAX_RANK}"
+                );
+                return Err(Error::value(format!("factors of {place:?}"), reason));
+            }
+        }
+        Ok(())
     }
 
     /// The mask bits that make a difference.

@@ -134,7 +134,10 @@ impl<'a> Loader<'a> {
             self.ignore(module, "text does not pass through it");
             return Ok(None);
         }
-        if !self.rules.target(module, matches!(&found, Module::Linear(linear) if linear.is_vocabulary()))? {
+        let vocabulary = matches!(&found, Module::Linear(linear) if linear.is_vocabulary());
+        // Of a tied pair PEFT adapts both and names one.
+        let tied = vocabulary && self.rules.ties_vocabulary;
+        if !tied && !self.rules.target(module, vocabulary)? {
             self.ignore(module, "not a target of adapter_config.json");
             return Ok(None);
         }

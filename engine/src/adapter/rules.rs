@@ -26,6 +26,8 @@ pub(super) struct Rules {
     rank: usize,
     alpha: f64,
     rslora: bool,
+    /// Embedding and head are adapted together, whichever is targeted (`ensure_weight_tying`).
+    pub(super) ties_vocabulary: bool,
 }
 
 impl Rules {
@@ -66,6 +68,7 @@ impl Rules {
             rank: config.rank,
             alpha: config.alpha,
             rslora: config.rslora,
+            ties_vocabulary: config.ties_vocabulary,
         })
     }
 
@@ -183,7 +186,7 @@ impl Pattern {
         if text.len() > MAX_PATTERN_BYTES {
             return Err(wrong(format!("{} bytes (at most {MAX_PATTERN_BYTES})", text.len())));
         }
-        let mut builder = RegexBuilder::new(&end_of_text(full));
+        let mut builder = RegexBuilder::new(&translated(full));
         let builder = builder.backtrack_limit(MAX_STEPS).delegate_size_limit(MAX_COMPILED_BYTES);
         let regex = builder.build().map_err(|e| wrong(e.to_string()))?;
         Ok(Self { regex, path: config.path.clone(), field })
@@ -196,13 +199,32 @@ impl Pattern {
     }
 }
 
-/// A Python pattern with its `\Z` written as `\z`; the rest of what configs use is written alike.
-fn end_of_text(pattern: &str) -> String {
-    let mut escaped = false;
-    let letter = |c| {
-        let end = escaped && c == 'Z';
-        escaped = !escaped && c == '\\';
-        if end { 'z' } else { c }
-    };
-    pattern.chars().map(letter).collect()
+/// A Python pattern as this crate's library writes it: `\Z` is `\z`, and in a class of characters nothing but `\`, `-`, `^` and
+/// `]` means more than itself, where Rust knows classes in classes and operations on them.
+fn translated(pattern: &str) -> String {
+    let mut out = String::new();
+    let mut chars = pattern.chars().peekable();
+    // How many characters the class has so far, where there is one.
+    let mut class: Option<usize> = None;
+    while let Some(c) = chars.next() {
+        let doubled = "&-~".contains(c) && chars.peek() == Some(&c);
+        match class {
+            None if c == '[' => {
+                out.push(c);
+                out.extend(chars.next_if_eq(&'^'));
+                class = Some(0);
+                continue;
+            }
+            Some(1..) if c == ']' => class = None,
+            Some(_) if c == '[' || c == ']' || doubled => out.push('\\'),
+            _ => {}
+        }
+        out.push(c);
+        if c == '\\' {
+            let escaped = chars.next();
+            out.extend(escaped.map(|c| if c == 'Z' { 'z' } else { c }));
+        }
+        class = class.map(|count| count + 1);
+    }
+    out
 }

@@ -207,6 +207,15 @@ fn targets_as_peft_matches_them() {
     assert_eq!(of(json!({"target_modules": "All-Linear"})), "0Q 0V 0Up 1Q 1V 1Up 11Q 11V 11Up");
     assert_eq!(of(json!({"target_modules": r"^(?!.*layers\.1\.).*(?:q_proj|v_proj)$"})), "0Q 0V 11Q 11V");
     assert_eq!(of(json!({"target_modules": r".*\.1.*q_proj\Z"})), "1Q 11Q");
+    // What Rust takes for operations on classes of characters are characters.
+    let in_layers = |class: &str| of(json!({"target_modules": format!(r".*\.{class}\..*q_proj")}));
+    assert_eq!(in_layers("[0-9&&[^1]"), "0Q 1Q");
+    assert_eq!(in_layers("[0-9--1]"), "0Q 1Q");
+    assert_eq!(in_layers("[0-1~~1]"), "0Q 1Q");
+    assert_eq!(in_layers("[^]1[]"), "0Q");
+    // Of a tied pair PEFT adapts both.
+    let tied = json!({"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": true});
+    assert_eq!(of(tied), "0Q 1Q 11Q 127Head");
     let q = json!(["q_proj"]);
     assert_eq!(of(json!({"target_modules": q, "exclude_modules": ["1.self_attn.q_proj"]})), "0Q 11Q");
     assert_eq!(of(json!({"target_modules": q, "exclude_modules": r".*layers\.1\..*"})), "0Q 11Q");

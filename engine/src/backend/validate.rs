@@ -9,6 +9,7 @@ use super::{Capacity, Doors, Step};
 use crate::adapter::Factors;
 use crate::error::{Error, Result};
 use crate::plan::{Extent, Op, OpKind, Plan, Site};
+use crate::request::Sampling;
 
 /// What a step of a plan must stay within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,12 +87,13 @@ impl StepLimits {
                 return Err(Error::value(name("sequence"), "not the sequence of its row"));
             }
             let numbers = [
-                ("temperature", sample.temperature, 0.0),
+                ("temperature", sample.temperature, Sampling::LEAST_TEMPERATURE),
                 ("top_p", sample.top_p, 0.0),
-                ("penalty", sample.penalty, f32::MIN_POSITIVE),
+                ("penalty", sample.penalty, Sampling::LEAST_PENALTY),
             ];
             for (field, value, least) in numbers {
-                if !value.is_finite() || value < least {
+                let greedy = field == "temperature" && value == 0.0;
+                if !greedy && (!value.is_finite() || value < least) {
                     return Err(Error::value(
                         name(field),
                         format!("{value}, expected a number from {least} on"),

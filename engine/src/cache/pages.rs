@@ -312,6 +312,7 @@ impl<S: BuildHasher + Default> Pages<S> {
     fn hold(&mut self, page: u32) {
         self.refs[page as usize] += 1;
         self.index.hold(page);
+        self.stats.most_used = self.stats.most_used.max(self.used());
     }
 
     fn drop_page(&mut self, page: u32) {

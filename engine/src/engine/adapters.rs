@@ -110,13 +110,13 @@ impl Engine {
     /// Makes the runtime anew when so many positions or the adapters need more room than it has. Then all caches are
     /// empty.
     pub(super) fn make_room(&mut self, positions: usize) -> Result<()> {
-        let context = positions.max(self.options.context).clamp(1, self.model.spec.context);
+        let exact = positions.max(self.options.context).clamp(1, self.model.spec.context);
         // Who needs more than there can ever be is not to disturb the others.
         self.runtime.could_have_room(positions, &self.options)?;
-        if self.room_for == Some(self.adapters.changes()) && self.runtime.needs().context >= context {
+        if self.room_for == Some(self.adapters.changes()) && self.runtime.needs().context >= exact {
             return Ok(());
         }
-        let needs = needs(&self.adapters, &self.model, &self.options, context)?;
+        let needs = needs(&self.adapters, &self.model, &self.options, exact)?;
         let slots = needs.lora.slots;
         if !self.adapters.can_resize(slots) {
             let reason =
@@ -126,9 +126,19 @@ impl Engine {
         if !self.runtime.covers(&needs) {
             let mut factors = self.adapters.factors();
             factors.resize(slots, None);
-            let context = context.max(self.runtime.needs().context);
-            let needs = Needs { context, ..needs };
-            self.renew(Runtime::new(&self.model, &self.options, needs, &factors, Some(&self.runtime))?);
+            let before = self.runtime.needs().context;
+            let new = |context: usize| {
+                let needs = Needs { context: context.max(before), ..needs };
+                Runtime::new(&self.model, &self.options, needs, &factors, Some(&self.runtime))
+            };
+            // A conversation that grows is not to make everything anew with each of its turns.
+            let generous = if positions > before { exact.next_power_of_two() } else { exact };
+            let generous = generous.min(self.model.spec.context);
+            let runtime = match new(generous) {
+                Err(_) if generous > exact => new(exact),
+                made => made,
+            };
+            self.renew(runtime?);
         }
         self.adapters.resize(slots);
         self.room_for = Some(self.adapters.changes());
@@ -163,6 +173,7 @@ pub(crate) struct Ready {
 
 impl Preparer {
     pub fn prepare(&self, adapter: Adapter) -> Result<Ready> {
+        adapter.factors.check()?;
         let digest = adapter.factors.digest();
         let adapter = Arc::new(adapter);
         self.0.as_ref().map_or(Ok(()), |packer| packer.pack(&adapter.factors))?;

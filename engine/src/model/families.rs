@@ -40,6 +40,7 @@ pub(super) fn read(config: &Fields, generation: Option<&Fields>) -> Result<(Spec
     let Some(model_type) = config.text("model_type")? else {
         return Err(config.error("model_type", format!("missing; accepted: {expected}")));
     };
+    refuse(config)?;
     let (mut spec, layout) = match model_type.as_str() {
         "gpt2" => gpt2(config)?,
         "opt" => opt(config)?,
@@ -62,6 +63,17 @@ pub(super) fn read(config: &Fields, generation: Option<&Fields>) -> Result<(Spec
     Ok((spec, layout))
 }
 
+/// Refuses what changes the results of any family and is not supported.
+fn refuse(config: &Fields) -> Result<()> {
+    if config.flag("is_causal")? == Some(false) {
+        return Err(config.error("is_causal", "false: attention to later tokens is not supported"));
+    }
+    if config.object("per_layer_config")?.is_some_and(|layers| layers.names().next().is_some()) {
+        return Err(config.error("per_layer_config", "layers of different configs are not supported"));
+    }
+    Ok(())
+}
+
 /// The language model of a LLaVA checkpoint; its tied flag may stand in either config.
 fn llava(config: &Fields) -> Result<(Spec, Layout)> {
     let text = config.object("text_config")?.unwrap_or_else(|| config.empty("text_config"));
@@ -70,6 +82,7 @@ fn llava(config: &Fields) -> Result<(Spec, Layout)> {
         let reason = format!("{model_type:?} is not supported; accepted: llama, mistral, qwen2, qwen3, phi3");
         return Err(text.error("model_type", reason));
     };
+    refuse(&text)?;
     let (mut spec, mut layout) = rotary.read(&text)?;
     if let Some(ids) = config.ids("eos_token_id")? {
         spec.eos = ids;
@@ -80,9 +93,14 @@ fn llava(config: &Fields) -> Result<(Spec, Layout)> {
 }
 
 fn gpt2(config: &Fields) -> Result<(Spec, Layout)> {
-    let width = config.size("n_embd", 1..=MAX_WIDTH)?.unwrap_or(768);
-    let heads = config.size("n_head", 1..=MAX_HEADS)?.unwrap_or(12);
-    let layers = config.size("n_layer", 1..=MAX_LAYERS)?.unwrap_or(12);
+    // transformers knows sizes by the names that other families have, too, and takes those first.
+    let size = |usual: &str, own: &str, most: usize, default: usize| -> Result<usize> {
+        let (usual, own) = (config.size(usual, 1..=most)?, config.size(own, 1..=most)?);
+        Ok(usual.or(own).unwrap_or(default))
+    };
+    let width = size("hidden_size", "n_embd", MAX_WIDTH, 768)?;
+    let heads = size("num_attention_heads", "n_head", MAX_HEADS, 12)?;
+    let layers = size("num_hidden_layers", "n_layer", MAX_LAYERS, 12)?;
     let head_dim = whole_heads(config, "n_head", width, heads)?;
     let scaled = config.flag("scale_attn_weights")?.unwrap_or(true);
     let by_layer = config.flag("scale_attn_by_inverse_layer_idx")?.unwrap_or(false);
@@ -100,7 +118,7 @@ fn gpt2(config: &Fields) -> Result<(Spec, Layout)> {
         kv_heads: heads,
         head_dim,
         ffn: config.size("n_inner", 1..=MAX_FFN)?.unwrap_or(4 * width),
-        context: config.size("n_positions", 1..=MAX_CONTEXT)?.unwrap_or(1024),
+        context: size("max_position_embeddings", "n_positions", MAX_CONTEXT, 1024)?,
         norm: NormKind::Layer,
         norm_eps: config.positive("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
         post_norm: false,
@@ -288,6 +306,10 @@ impl Rotary {
         let default = if self.family == Family::Phi3 { None } else { Some(4096) };
         let window = config.size_or("sliding_window", 1..=MAX_CONTEXT, default)?.map(|n| n as u32);
         match self.family {
+            // With a list transformers takes it for a Ministral, whose layers differ.
+            Family::Mistral if config.texts("layer_types")?.is_some() => {
+                layer_windows(config, layers, window)
+            }
             Family::Mistral | Family::Phi3 => Ok(vec![window; layers]),
             Family::Qwen2 | Family::Qwen3 => {
                 let used = config.flag("use_sliding_window")?.unwrap_or(false);

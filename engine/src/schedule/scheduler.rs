@@ -22,6 +22,8 @@ pub(crate) type Observer<'o> = &'o mut dyn FnMut(&Event<'_>) -> Control;
 pub(super) struct InFlight {
     pub ticket: Ticket,
     pub draws: Vec<u64>,
+    /// Rows and samples.
+    pub size: [usize; 2],
 }
 
 /// How much there is to do.
@@ -68,6 +70,7 @@ pub(crate) struct Scheduler {
     pub(super) collected: u64,
     /// Tokens that were drawn and delivered.
     pub(super) drawn: u64,
+    /// Rows and samples of the last of these.
     pub(super) last_step: [usize; 2],
     pub(super) shared_positions: u64,
     restarts: u64,

@@ -20,18 +20,19 @@ impl Scheduler {
         self.admit(now(), host)?;
         let (step, draws) = self.rows(host);
         if !step.rows.is_empty() {
-            self.last_step = [step.rows.len(), step.samples.len()];
+            let size = [step.rows.len(), step.samples.len()];
             let ticket = host.submit(&step)?;
-            self.in_flight.push_back(InFlight { ticket, draws });
+            self.in_flight.push_back(InFlight { ticket, draws, size });
             self.copy_prompts(host)?;
             // While the device runs a step the host writes the next.
             if self.in_flight.len() < host.depth() {
                 return Ok(true);
             }
         }
-        if let Some(InFlight { ticket, draws }) = self.in_flight.pop_front() {
+        if let Some(InFlight { ticket, draws, size }) = self.in_flight.pop_front() {
             let sampled = host.collect(ticket)?;
             self.collected += 1;
+            self.last_step = size;
             for (serial, sampled) in draws.into_iter().zip(sampled) {
                 self.deliver(serial, sampled, now(), host, observer)?;
             }

@@ -1,6 +1,7 @@
 //! What users of a service hold.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -92,7 +93,7 @@ impl Client {
         request: Request,
         callback: impl FnMut(&Event<'_>) -> Control + Send + 'static,
     ) -> Result<Tokens> {
-        self.place(request, Some(Box::new(callback)), Duration::ZERO)
+        self.place(request, Some(Callback::new(callback)), Duration::ZERO)
     }
 
     /// Runs a request to its end.
@@ -205,8 +206,35 @@ impl Client {
     }
 }
 
-/// What a callback is.
-pub(super) type Callback = Box<dyn FnMut(&Event<'_>) -> Control + Send>;
+/// A callback: whatever in it panics, its destructor too, harms only its own request.
+pub(super) struct Callback(Option<Call>);
+
+type Call = Box<dyn FnMut(&Event<'_>) -> Control + Send>;
+
+impl Callback {
+    fn new(call: impl FnMut(&Event<'_>) -> Control + Send + 'static) -> Self {
+        Self(Some(Box::new(call)))
+    }
+
+    /// What it answers; `None` if it panicked.
+    pub fn tell(&mut self, event: &Event<'_>) -> Option<Control> {
+        let call = self.0.as_mut()?;
+        guarded(|| call(event))
+    }
+}
+
+impl Drop for Callback {
+    fn drop(&mut self) {
+        let call = self.0.take();
+        guarded(|| drop(call));
+    }
+}
+
+/// What some code of an integrator's gives; `None` if it panicked. What it panicked with is not dropped: that, too, may
+/// panic.
+fn guarded<T>(theirs: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(theirs)).map_err(std::mem::forget).ok()
+}
 
 /// The tokens of a request as they come, of all its paths. Dropping it cancels the request.
 pub struct Tokens {
@@ -265,4 +293,42 @@ impl Drop for Tokens {
 
 fn stopped() -> Error {
     Error::Stopped("the service has ended".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{panic_any, resume_unwind};
+
+    use super::*;
+
+    /// Panics when it goes, unless something panics already.
+    struct Trap;
+
+    impl Drop for Trap {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                // Without the message that a panic prints.
+                resume_unwind(Box::new("the destructor's own mistake"));
+            }
+        }
+    }
+
+    fn event() -> Event<'static> {
+        Event { request: 0, path: 0, token: 1, logprob: 0.0, text: "", finish: None }
+    }
+
+    #[test]
+    fn a_panic_of_a_callback_its_payload_or_its_destructor_goes_no_further() {
+        let trap = Trap;
+        let mut callback = Callback::new(move |_| {
+            let _held = &trap;
+            Control::Continue
+        });
+        assert_eq!(callback.tell(&event()), Some(Control::Continue));
+        drop(callback);
+        let mut callback = Callback::new(|_| resume_unwind(Box::new(Trap)));
+        assert_eq!(callback.tell(&event()), None);
+        drop(callback);
+        assert_eq!(guarded(|| panic_any(1)), None::<()>);
+    }
 }

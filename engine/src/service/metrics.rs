@@ -54,8 +54,13 @@ pub(super) fn done(result: &Result<Generation>) {
     if let Ok(Generation { report, .. }) = result {
         counter!("wattle_new_tokens_total").increment(report.new_tokens as u64);
         counter!("wattle_prompt_tokens_total").increment(report.prompt_tokens as u64);
-        histogram!("wattle_queue_seconds").record(report.queued);
-        histogram!("wattle_first_token_seconds").record(report.first_token);
+        // Of requests that never began, or gave no token, there is nothing to record.
+        if !report.queued.is_zero() {
+            histogram!("wattle_queue_seconds").record(report.queued);
+        }
+        if report.new_tokens > 0 {
+            histogram!("wattle_first_token_seconds").record(report.first_token);
+        }
     }
 }
 

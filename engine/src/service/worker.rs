@@ -1,7 +1,6 @@
 //! The thread that owns the engine.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -251,8 +250,7 @@ impl Entry {
             let token = Token { path, token, logprob, text: text.to_owned(), finish };
             return self.sender.send(Message::Token(token)).map_or(Control::Cancel, |()| Control::Continue);
         };
-        let control = catch_unwind(AssertUnwindSafe(|| callback(event)));
-        control.unwrap_or_else(|_| {
+        callback.tell(event).unwrap_or_else(|| {
             self.panicked = true;
             Control::Cancel
         })

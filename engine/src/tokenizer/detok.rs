@@ -7,6 +7,7 @@
 //! for ever on bytes that never become a character, and loses text where a decoder strips spaces.)
 
 use super::error::{Error, invalid};
+use super::json::MAX_GROWTH;
 use serde_json::Value;
 use std::path::Path;
 
@@ -27,6 +28,8 @@ enum Bytes {
 #[derive(Debug)]
 pub(super) struct Decoder {
     replace: Vec<(String, String)>,
+    /// How often longer than a token what all of these make of it may be.
+    growth: usize,
     bytes: Bytes,
     /// Dropped from the text of the first token (Metaspace).
     first_drops: Option<char>,
@@ -45,6 +48,7 @@ impl Decoder {
     pub(super) fn new(file: &Path, spec: &Value) -> Result<Self, Error> {
         let mut decoder = Decoder {
             replace: Vec::new(),
+            growth: 1,
             bytes: Bytes::Text,
             first_drops: None,
             strip: None,
@@ -76,6 +80,11 @@ impl Decoder {
                 let (Some(from), Some(to)) = (from.filter(|from| !from.is_empty()), to) else {
                     return Err(unsupported(file, step));
                 };
+                self.growth = self.growth.saturating_mul(to.len().div_ceil(from.len()).max(1));
+                if self.growth > MAX_GROWTH {
+                    let problem = format!("accepted: at most {MAX_GROWTH}-fold growth by all together");
+                    return Err(invalid(file, format!("decoder {step}"), problem));
+                }
                 self.replace.push((from.to_owned(), to.to_owned()));
             }
             Some("Metaspace") if tokens && self.bytes == Bytes::Text => {
@@ -268,5 +277,17 @@ mod tests {
         let spec = serde_json::json!({"type": "CTC"});
         let error = Decoder::new(Path::new("tokenizer.json"), &spec).expect_err("refused").to_string();
         assert!(error.contains("tokenizer.json") && error.contains("CTC") && error.contains("ByteLevel"));
+    }
+
+    #[test]
+    fn what_makes_texts_longer_without_bound_is_refused() {
+        let doubled = |times: usize| {
+            let step = serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+            let steps = serde_json::json!({"type": "Sequence", "decoders": vec![step; times]});
+            Decoder::new(Path::new("tokenizer.json"), &steps)
+        };
+        assert!(doubled(6).is_ok());
+        let error = doubled(7).expect_err("refused").to_string();
+        assert!(error.contains("64-fold"), "{error}");
     }
 }

@@ -17,7 +17,7 @@ const PRE_TOKENIZERS: &str = "Sequence, ByteLevel, Split, Metaspace, Digits, Whi
                               Punctuation, BertPreTokenizer, UnicodeScripts";
 
 /// How often longer than its input the output of all Replace steps together may be.
-const MAX_GROWTH: usize = 64;
+pub(super) const MAX_GROWTH: usize = 64;
 
 /// The kind of the model, looked at first because it decides the form of the rest.
 #[derive(Deserialize)]

@@ -77,7 +77,7 @@ fn unit_of(p: Panels, words: vec4u, scales: vec4u, offsets: vec4u, quad: u32) ->
     @if(nibbles) {
         let middle = select(zeros, vec4f(8.0), OFFSETS == 0u);
         unit.first = columns(words, 0x0fu, 0x0f00u, 1.0, middle);
-        unit.second = columns(words, 0xf0u, 0xf000u, 16.0, middle);
+        unit.second = columns(words, 0xf0u, 0xf000u, 0.0625, middle);
     }
     // Signed, so that 128 more than the code is not.
     @if(bytes)
@@ -85,22 +85,22 @@ fn unit_of(p: Panels, words: vec4u, scales: vec4u, offsets: vec4u, quad: u32) ->
     return unit;
 }
 
-// The four bytes' codes less their rows' zeros: bits `low` of a half of a word, which stand for `place` each, and bits
-// `high`, for 256 times as much.
+// The four bytes' codes less their rows' zeros: bits `low` of a half of a word, of which `one` makes codes, and bits
+// `high`, which stand for 256 times as much.
 @if(nibbles || bytes)
-fn columns(words: vec4u, low: u32, high: u32, place: f32, zeros: vec4f) -> mat4x4f {
+fn columns(words: vec4u, low: u32, high: u32, one: f32, zeros: vec4f) -> mat4x4f {
     let upper = words >> vec4u(16u);
-    let step = 256.0 * place;
+    let high_one = one * 0.00390625;
     return mat4x4f(
-        numbers(words, low, place, zeros), numbers(words, high, step, zeros),
-        numbers(upper, low, place, zeros), numbers(upper, high, step, zeros));
+        numbers(words, low, one, zeros), numbers(words, high, high_one, zeros),
+        numbers(upper, low, one, zeros), numbers(upper, high, high_one, zeros));
 }
 
-// Numbers without a conversion: the lowest 16 bits of 2^23 as f32 count ones. Every step is exact.
+// Numbers without a conversion: the lowest 16 bits of 2^23 as f32 count ones. `one` is a power of two: every step is exact.
 @if(nibbles || bytes)
-fn numbers(words: vec4u, mask: u32, place: f32, zeros: vec4f) -> vec4f {
+fn numbers(words: vec4u, mask: u32, one: f32, zeros: vec4f) -> vec4f {
     let raised = bitcast<vec4f>((words & vec4u(mask)) | vec4u(0x4b000000u));
-    return fma(raised, vec4f(1.0 / place), -8388608.0 / place - zeros);
+    return fma(raised, vec4f(one), -8388608.0 * one - zeros);
 }
 
 // The values of the lower halves of the bytes.

@@ -11,7 +11,7 @@ use super::device::Mapped;
 use super::launch::stride;
 use super::prepared::Prepared;
 use super::split::{self, Division};
-use super::timing::Stamps;
+use super::timing::{Stamped, Stamps};
 use crate::backend::{Capacity, Doors, PlanHandle, Step, Ticket, validate};
 use crate::error::{Error, Result};
 use crate::plan::TensorId;
@@ -36,7 +36,7 @@ pub(super) struct InFlight {
     plan: PlanHandle,
     submission: wgpu::SubmissionIndex,
     results: Mapped,
-    stamps: Option<Mapped>,
+    stamps: Option<Stamped>,
 }
 
 impl GpuBackend {
@@ -54,21 +54,21 @@ impl GpuBackend {
         }
         self.gpu.check()?;
         let division = self.write_step(step);
-        let stamps = if self.timing { Stamps::new(&self.gpu, range.len()) } else { None };
+        let mut stamps = if self.timing { Stamps::new(&self.gpu, range.len()) } else { None };
         let mut encoder = self.encoder();
         let launches =
-            self.pass(&mut encoder, self.prepared(handle)?, step, division, range, stamps.as_ref())?;
+            self.pass(&mut encoder, self.prepared(handle)?, step, division, range, stamps.as_mut())?;
         let bytes = (step.samples.len() * SAMPLED) as u64;
         let staging = self.staging.pop();
         let staging = staging.unwrap_or_else(|| self.gpu.staging((self.capacity.samples * SAMPLED) as u64));
         if bytes > 0 {
             encoder.copy_buffer_to_buffer(&self.results, 0, &staging, 0, bytes);
         }
-        let stamps_staging = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
+        let stamps = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
         let copies = self.copies.take();
         let submission = self.gpu.queue.submit(copies.into_iter().chain([encoder]).map(|e| e.finish()));
         let results = Mapped::start(staging, bytes);
-        let stamps = stamps_staging.map(Mapped::all);
+        let stamps = stamps.map(Stamped::start);
         self.counters.steps += 1;
         self.counters.rows += step.rows.len() as u64;
         self.counters.ahead += u64::from(!self.in_flight.is_empty());
@@ -97,10 +97,10 @@ impl GpuBackend {
     }
 
     /// Adds what timestamps say about the ops of a plan from `first` on.
-    fn add_times(&mut self, plan: PlanHandle, first: usize, stamps: Mapped) -> Result<()> {
-        let (bytes, _) = stamps.finish(&self.gpu)?;
+    fn add_times(&mut self, plan: PlanHandle, first: usize, stamped: Stamped) -> Result<()> {
+        let (bytes, _) = stamped.stamps.finish(&self.gpu)?;
         let period = f64::from(self.gpu.queue.get_timestamp_period());
-        super::timing::add(&mut self.plans[plan.0], first, &bytes, period);
+        super::timing::add(&mut self.plans[plan.0], first, &stamped.launches, &bytes, period);
         Ok(())
     }
 
@@ -140,11 +140,11 @@ impl GpuBackend {
         }
         // Taps break the pass, and what breaks a pass is no part of the ops' times.
         let timed = self.timing && taps.is_empty();
-        let stamps = if timed { Stamps::new(&self.gpu, doors.range.len()) } else { None };
-        self.pass(&mut encoder, prepared, step, division, start..doors.range.end, stamps.as_ref())?;
+        let mut stamps = if timed { Stamps::new(&self.gpu, doors.range.len()) } else { None };
+        self.pass(&mut encoder, prepared, step, division, start..doors.range.end, stamps.as_mut())?;
         let stamps = stamps.map(|stamps| stamps.resolve(&self.gpu, &mut encoder));
         let submission = self.gpu.queue.submit([encoder.finish()]);
-        let stamps = stamps.map(Mapped::all);
+        let stamps = stamps.map(Stamped::start);
         let taps: Vec<_> =
             taps.into_iter().map(|(id, width, bytes, s)| (id, width, Mapped::start(s, bytes))).collect();
         self.gpu.wait(Some(submission))?;
@@ -204,14 +204,14 @@ impl GpuBackend {
         step: &Step,
         division: Division,
         range: Range<usize>,
-        stamps: Option<&Stamps>,
+        mut stamps: Option<&mut Stamps>,
     ) -> Result<u64> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let mut closes = None;
         let mut launches = 0;
-        for (index, op) in prepared.ops[range].iter().enumerate() {
-            if let Some(stamps) = stamps {
-                stamps.write(&mut pass, index);
+        for op in &prepared.ops[range] {
+            if let Some(stamps) = &mut stamps {
+                stamps.write(&mut pass);
             }
             for dispatch in op {
                 let Some((pipeline, groups)) = dispatch.of(&self.gpu, step, division) else { continue };
@@ -223,6 +223,7 @@ impl GpuBackend {
                 pass.set_bind_group(1, &dispatch.bindings, &[]);
                 pass.dispatch_workgroups(x, y, z);
                 launches += 1;
+                stamps.iter_mut().for_each(|stamps| stamps.count());
             }
         }
         if let Some(stamps) = stamps {

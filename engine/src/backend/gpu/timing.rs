@@ -1,12 +1,27 @@
 //! Times of ops, from timestamps between them.
 
-use super::device::Gpu;
+use super::device::{Gpu, Mapped};
 use super::prepared::Prepared;
 
 /// Timestamps of one step: before each op, and after the last.
 pub(super) struct Stamps {
     queries: wgpu::QuerySet,
     count: u32,
+    /// Launches of each op.
+    launches: Vec<u64>,
+}
+
+/// Timestamps on their way to the host, and the launches of each op.
+pub(super) struct Stamped {
+    pub stamps: Mapped,
+    pub launches: Vec<u64>,
+}
+
+impl Stamped {
+    /// What [`Stamps::resolve`] gave, once it was submitted.
+    pub fn start((staging, launches): (wgpu::Buffer, Vec<u64>)) -> Self {
+        Self { stamps: Mapped::all(staging), launches }
+    }
 }
 
 impl Stamps {
@@ -18,11 +33,18 @@ impl Stamps {
         }
         let ty = wgpu::QueryType::Timestamp;
         let descriptor = wgpu::QuerySetDescriptor { label: Some("ops"), ty, count };
-        Some(Self { queries: gpu.device.create_query_set(&descriptor), count })
+        Some(Self { queries: gpu.device.create_query_set(&descriptor), count, launches: Vec::new() })
     }
 
-    pub fn write(&self, pass: &mut wgpu::ComputePass, op: usize) {
-        pass.write_timestamp(&self.queries, op as u32);
+    /// Before the next op.
+    pub fn write(&mut self, pass: &mut wgpu::ComputePass) {
+        pass.write_timestamp(&self.queries, self.launches.len() as u32);
+        self.launches.push(0);
+    }
+
+    /// A launch of that op.
+    pub fn count(&mut self) {
+        self.launches.iter_mut().next_back().into_iter().for_each(|launches| *launches += 1);
     }
 
     pub fn finish(&self, pass: &mut wgpu::ComputePass) {
@@ -30,23 +52,23 @@ impl Stamps {
     }
 
     /// Copies the timestamps to a buffer that can be mapped.
-    pub fn resolve(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder) -> wgpu::Buffer {
+    pub fn resolve(self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder) -> (wgpu::Buffer, Vec<u64>) {
         let bytes = u64::from(self.count) * 8;
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let (resolved, staging) = (gpu.buffer("timestamps", bytes, usage), gpu.staging(bytes));
         encoder.resolve_query_set(&self.queries, 0..self.count, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
-        staging
+        (staging, self.launches)
     }
 }
 
-/// Adds the times between timestamps to the timings of the ops from `first` on. `period` is in nanoseconds.
-pub(super) fn add(prepared: &mut Prepared, first: usize, bytes: &[u8], period: f64) {
+/// Adds the times between timestamps, and the launches, to the timings of the ops from `first` on. `period` is in
+/// nanoseconds.
+pub(super) fn add(prepared: &mut Prepared, first: usize, launches: &[u64], bytes: &[u8], period: f64) {
     let stamps: Vec<u64> = bytemuck::pod_collect_to_vec(bytes);
     let spans = stamps.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 * period * 1e-9);
-    let ops = prepared.timings.iter_mut().zip(&prepared.ops).skip(first);
-    for ((timing, dispatches), seconds) in ops.zip(spans) {
+    for ((timing, launches), seconds) in prepared.timings.iter_mut().skip(first).zip(launches).zip(spans) {
         timing.seconds += seconds;
-        timing.launches += dispatches.len() as u64;
+        timing.launches += launches;
     }
 }

@@ -160,20 +160,20 @@ impl GpuBackend {
         let missing = || self.gpu.error("no timestamps");
         let launch: &Launch = &dispatch.launch;
         let pipeline = self.gpu.pipelines.pipeline(&self.gpu, launch, &tile.constants());
-        let stamps = Stamps::new(&self.gpu, RUNS).ok_or_else(missing)?;
+        let mut stamps = Stamps::new(&self.gpu, RUNS).ok_or_else(missing)?;
         let [x, y, z] = self.fold(launch.grid.workgroups(u64::from(lines), tile, Division::default()))?;
         let mut encoder = self.encoder();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &self.step_bindings[0], &[]);
         pass.set_bind_group(1, &dispatch.bindings, &[]);
-        for run in 0..RUNS {
-            stamps.write(&mut pass, run);
+        for _ in 0..RUNS {
+            stamps.write(&mut pass);
             pass.dispatch_workgroups(x, y, z);
         }
         stamps.finish(&mut pass);
         drop(pass);
-        let staging = stamps.resolve(&self.gpu, &mut encoder);
+        let (staging, _) = stamps.resolve(&self.gpu, &mut encoder);
         let submission = self.gpu.queue.submit([encoder.finish()]);
         let mapped = Mapped::all(staging);
         self.gpu.wait(Some(submission))?;

@@ -186,3 +186,52 @@ fn what_is_not_supported_is_refused_by_name() {
     }
     assert!(refusal(json!({"model_type": "llava", "text_config": {"model_type": "gpt2"}})).contains("qwen3"));
 }
+
+#[test]
+fn gpt2_knows_the_names_of_others_which_win() {
+    let sizes = |config: Value| {
+        let Spec { width, heads, layers, context, .. } = spec(config);
+        [width, heads, layers, context]
+    };
+    let own = json!({"model_type": "gpt2", "n_embd": 24, "n_head": 6, "n_layer": 2, "n_positions": 64});
+    assert_eq!(sizes(own.clone()), [24, 6, 2, 64]);
+    let usual = [
+        ("hidden_size", 48),
+        ("num_attention_heads", 3),
+        ("num_hidden_layers", 1),
+        ("max_position_embeddings", 32),
+    ];
+    for (at, (name, value)) in usual.into_iter().enumerate() {
+        let mut expected = [24, 6, 2, 64];
+        expected[at] = value;
+        let mut config = own.clone();
+        config[name] = json!(value);
+        assert_eq!(sizes(config), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_mistral_with_a_list_of_layers_is_a_ministral() {
+    let windows = |types: Value| {
+        spec(json!({
+            "model_type": "mistral", "num_hidden_layers": 3, "sliding_window": 5, "layer_types": types
+        }))
+        .window
+    };
+    assert_eq!(windows(Value::Null), [Some(5); 3]);
+    let mixed = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    assert_eq!(windows(mixed), [Some(5), None, Some(5)]);
+}
+
+#[test]
+fn what_changes_results_and_is_not_there_is_refused() {
+    for model_type in ["gpt2", "opt", "llama", "qwen3", "phi3"] {
+        let error = refusal(json!({"model_type": model_type, "is_causal": false}));
+        assert!(error.contains("is_causal"), "{error}");
+        spec(json!({"model_type": model_type, "is_causal": true, "per_layer_config": {}}));
+    }
+    let text = json!({"model_type": "llama", "is_causal": false});
+    assert!(refusal(json!({"model_type": "llava", "text_config": text})).contains("text_config.is_causal"));
+    let error = refusal(json!({"model_type": "llama", "per_layer_config": {"0": {"hidden_act": "relu"}}}));
+    assert!(error.contains("per_layer_config"), "{error}");
+}
