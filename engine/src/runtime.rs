@@ -359,7 +359,7 @@ fn capacity(plan: &Plan, options: &EngineOptions, context: usize) -> Result<Capa
 fn most_pages(kv: &KvShape, options: &EngineOptions) -> usize {
     let count = |bytes: u64, each: u64| usize::try_from(bytes / each.max(1)).unwrap_or(usize::MAX);
     // A device reads a head's keys of all pages through one binding; with fewer pages, requests wait for each other.
-    let bound = count(options.limits.binding, head_bytes(kv)).max(1);
+    let bound = count(binding(options), head_bytes(kv)).max(1);
     options.kv_bytes.map_or(bound, |bytes| bound.min(count(bytes, page_bytes(kv))))
 }
 

@@ -1,7 +1,7 @@
 //! Joules of what an engine ran: the proxy, op by op, with its tier.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::Serialize;
@@ -54,11 +54,21 @@ pub(crate) fn profile(text: &str) -> Result<Profile> {
 
 /// A file of at most so many bytes.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let size = std::fs::metadata(path).map_err(|error| Error::file(path, error))?.len();
-    if size > limit {
-        return Err(Error::file(path, format!("{size} bytes; at most {limit} are read")));
+    let failed = |error: std::io::Error| Error::file(path, error);
+    let mut bytes = Vec::new();
+    // A device says nothing of its size, and may have no end.
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::file(path, format!("more than {limit} bytes, the most that is read")));
     }
-    std::fs::read(path).map_err(|error| Error::file(path, error))
+    Ok(bytes)
+}
+
+/// A file of UTF-8, likewise.
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
+    let text = String::from_utf8(read(path, limit)?);
+    text.map_err(|error| Error::file(path, format!("not UTF-8: {error}")))
 }
 
 /// Work and its energy.

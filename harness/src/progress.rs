@@ -1,5 +1,6 @@
 //! Progress on stderr. indicatif draws nothing unless stderr is a terminal.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,7 +12,10 @@ impl Progress {
     /// For what takes an unknown time.
     pub fn spinner(message: impl Into<String>) -> Self {
         let bar = ProgressBar::new_spinner().with_message(message.into());
-        bar.enable_steady_tick(Duration::from_millis(100));
+        // A thread of its own, for which a process that nobody watches need not have room.
+        if std::io::stderr().is_terminal() {
+            bar.enable_steady_tick(Duration::from_millis(100));
+        }
         Self(bar)
     }
 

@@ -1,11 +1,11 @@
 //! What a command is asked to work on: a text, a file, or token ids.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use wattle_engine::Engine;
 use wattle_engine::tokenizer::{MAX_TEXT_BYTES, Message};
 
+use crate::energy::read_text;
 use crate::error::{Error, Result};
 
 /// A text on the command line or in a file.
@@ -25,24 +25,10 @@ impl TextArgs {
     pub fn text(&self) -> Result<Option<String>> {
         match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => Ok(Some(text.clone())),
-            (None, Some(file)) => read(file).map(Some),
+            (None, Some(file)) => read_text(file, MAX_TEXT_BYTES as u64).map(Some),
             (None, None) => Ok(None),
         }
     }
-}
-
-/// A UTF-8 file of at most as many bytes as the tokenizer takes.
-fn read(path: &Path) -> Result<String> {
-    let file = std::fs::File::open(path).map_err(|error| Error::file(path, error))?;
-    let (limit, mut bytes) = (MAX_TEXT_BYTES as u64, Vec::new());
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| Error::file(path, error))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::file(
-            path,
-            format!("longer than {limit} bytes, the most that is encoded at once"),
-        ));
-    }
-    String::from_utf8(bytes).map_err(|error| Error::file(path, format!("not UTF-8: {error}")))
 }
 
 /// A prompt, before there is a tokenizer.

@@ -66,6 +66,9 @@ impl Row {
 /// # Errors
 /// Names every such cell.
 pub(crate) fn check(rows: &[Row], most_regret: f64) -> Result<()> {
+    if most_regret.is_nan() {
+        return Err(Error::value("--most-regret", "NaN, expected a number of percent"));
+    }
     let complaints: Vec<String> = rows.iter().filter_map(|row| row.complaint(most_regret)).collect();
     if complaints.is_empty() {
         return Ok(());

@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::energy::read_text;
 use crate::error::{Error, Result};
 use crate::shipped;
 
 /// What goes before the answer in what a model says.
 pub(crate) const MARK: &str = "Answer:";
+
+/// Of a task's file: more than anybody evaluates.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// One line of a task.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -45,7 +49,7 @@ pub(crate) struct Task {
 impl Task {
     /// Reads `{"prompt", "answer"}` lines (`"steps"` may be there).
     pub fn read(file: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(file).map_err(|error| Error::file(file, error))?;
+        let text = read_text(file, MAX_BYTES)?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let parse = |(index, line): (usize, &str)| {
             let reason = |error| Error::file(file, format!("line {}: {error}", index + 1));

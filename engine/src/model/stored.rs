@@ -190,7 +190,7 @@ fn write_file(path: &Path, mut entries: Vec<Entry>) -> std::io::Result<()> {
     }
     let mut header = serde_json::to_vec(&header)?;
     header.resize((8 + header.len()).next_multiple_of(ALIGNMENT) - 8, b' ');
-    let mut file = BufWriter::new(File::create(path)?);
+    let mut file = BufWriter::new(File::create_new(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     for (_, _, _, bytes) in &entries {
@@ -199,13 +199,25 @@ fn write_file(path: &Path, mut entries: Vec<Entry>) -> std::io::Result<()> {
     file.into_inner()?.sync_all()
 }
 
+/// Writes a new file, of which nothing is left if that fails.
+fn written(file: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+    write(file).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AlreadyExists {
+            return Error::file(file, "is there already; nothing was overwritten");
+        }
+        // Its own failure would say less than the first.
+        let _ = std::fs::remove_file(file);
+        Error::file(file, format!("cannot be written: {error}"))
+    })
+}
+
 impl Model {
-    /// Quantizes the checkpoint in `dir` and writes config.json and model.safetensors to the directory `out`, which
-    /// must exist. [`Model::load`] reads the result by mapping it.
+    /// Quantizes the checkpoint in `dir` and writes config.json and model.safetensors to the directory `out`, which is
+    /// made if it is not there. [`Model::load`] reads the result by mapping it.
     ///
     /// # Errors
     /// As for [`Model::load`] and [`Model::quantized`]; [`Error::File`] when a file cannot be written, or is there
-    /// already: nothing is overwritten.
+    /// already: nothing is overwritten. A file that could not be written whole is removed again.
     pub fn quantize_to(dir: &Path, quant: Quant, out: &Path) -> Result<()> {
         let path = dir.join("config.json");
         let config =
@@ -222,12 +234,11 @@ impl Model {
         let mut recorder = Recorder { inner, quant, kept: BTreeMap::new() };
         weights::assemble(&spec, &layout, &mut recorder)?;
         let entries = recorder.kept.iter().flat_map(|(name, kept)| entries(name, kept)).collect();
-        let failed =
-            |file: &Path, error: std::io::Error| Error::file(file, format!("cannot be written: {error}"));
-        // The weights first: without a config.json nobody takes what a crash leaves for a model.
-        write_file(&files[1], entries).map_err(|error| failed(&files[1], error))?;
         let method = json!({"quant_method": METHOD, "format": quant.name(), "version": 1});
         let text = config.with("quantization_config", method)?;
-        std::fs::write(&files[0], text).map_err(|error| failed(&files[0], error))
+        std::fs::create_dir_all(out).map_err(|error| Error::file(out, error))?;
+        // The weights first: without a config.json nobody takes what a crash leaves for a model.
+        written(&files[1], |file| write_file(file, entries))?;
+        written(&files[0], |file| File::create_new(file)?.write_all(text.as_ref()))
     }
 }

@@ -44,7 +44,6 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     };
     let source = Source::find(common)?;
     let made = |dir: &Path, error: std::io::Error| Error::file(dir, error);
-    fs::create_dir_all(&args.out).map_err(|error| made(&args.out, error))?;
     let progress = Progress::spinner(format!("quantizing {}", source.model.display()));
     Model::quantize_to(&source.model, quant, &args.out)?;
     for name in COPIED {

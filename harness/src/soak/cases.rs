@@ -19,8 +19,13 @@ const PROMPT: usize = 100;
 /// New tokens of a path at most.
 const NEW: usize = 24;
 
-/// Positions that any case needs.
+/// Positions that any case needs, of a model that has so many.
 pub(super) const CONTEXT: usize = PROMPT + NEW;
+
+/// Tokens of a prompt at most, for a model of this context.
+fn longest(context: usize) -> usize {
+    PROMPT.min(context.saturating_sub(NEW)).max(2)
+}
 
 /// A path goes on otherwise.
 #[derive(Clone, Copy)]
@@ -76,7 +81,8 @@ pub(super) fn pool(
     ids: &[AdapterId],
 ) -> Result<Vec<Case>> {
     let vocab = engine.spec().vocab as u64;
-    let mut text = || -> Vec<u32> { (0..PROMPT).map(|_| random.below(vocab) as u32).collect() };
+    let longest = longest(engine.spec().context);
+    let mut text = || -> Vec<u32> { (0..longest).map(|_| random.below(vocab) as u32).collect() };
     let texts: Vec<Vec<u32>> = (0..TEXTS).map(|_| text()).collect();
     let has_text = engine.tokenizer().is_some();
     let mut cases = Vec::new();
@@ -107,7 +113,7 @@ pub(super) fn pool(
 }
 
 fn draw(random: &mut Random, texts: &[Vec<u32>], adapted: bool, has_text: bool) -> Request {
-    let length = 1 + random.below(PROMPT as u64) as usize;
+    let length = 1 + random.below(texts[0].len() as u64) as usize;
     let new = 1 + random.below(NEW as u64) as usize;
     let from = match random.below(3) {
         0 => ActiveFrom::Adapter,

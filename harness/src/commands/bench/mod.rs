@@ -20,7 +20,7 @@ use runner::{Runner, Settings, Test};
 use super::write_json;
 use crate::bandwidth;
 use crate::common::Common;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::report::Bytes;
@@ -90,6 +90,14 @@ enum Output {
 
 /// Runs it.
 pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
+    if !common.adapter.is_empty() {
+        let reason =
+            "adapters are measured with random numbers: say how many by --adapters, and their --rank";
+        return Err(Error::value("--adapter", reason));
+    }
+    if common.gate.is_some() {
+        return Err(Error::value("--gate", "speeds are measured without gates"));
+    }
     if args.load {
         return load::run(args, common, out);
     }
@@ -160,7 +168,13 @@ fn open(args: &Args, common: &Common) -> Result<Runner> {
         None => Model::load(&Source::find(common)?.model)?,
     };
     let model = common.quantized(model)?;
+    let named = match &args.shape {
+        Some(shape) => shape.clone(),
+        None => Source::find(common)?.model.display().to_string(),
+    };
+    let options = EngineOptions { autotune: args.autotune, ..common.engine_options() };
     let settings = Settings {
+        model: named,
         prompt: args.prompt,
         new: args.new,
         repetitions: args.repetitions,
@@ -172,7 +186,6 @@ fn open(args: &Args, common: &Common) -> Result<Runner> {
         limit: Duration::MAX,
     };
     let sequences = args.paths.iter().max().map_or(1, |&paths| paths as usize);
-    let options = EngineOptions { autotune: args.autotune, ..common.engine_options() };
     Runner::new(model, options, settings, sequences)
 }
 

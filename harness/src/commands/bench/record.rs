@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::energy::read_text;
 use crate::error::{Error, Result};
+
+/// Of a record's file: more than anybody measures.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// One line of results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,6 +25,16 @@ pub(crate) struct Line {
     pub device: String,
     pub quant: String,
     pub threads: usize,
+    /// The model's directory or the shape's name; older records do not say this and what follows.
+    #[serde(default)]
+    pub model: Option<String>,
+    #[serde(default)]
+    pub precision: Option<String>,
+    #[serde(default)]
+    pub kv: Option<String>,
+    /// Positions in the cache before decoding began.
+    #[serde(default)]
+    pub depth: Option<usize>,
     /// Median over the repetitions, summed over paths.
     pub tokens_per_second: f64,
     /// Largest minus smallest, as a share of the median.
@@ -39,15 +53,24 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Whether both measured the same, in the same place.
+    /// Whether both measured the same, in the same place, as far as both say it.
     fn is_like(&self, other: &Self) -> bool {
         let case = |line: &Self| [line.tokens, line.threads].map(|n| n as u64);
         let lora = |line: &Self| [line.paths, line.adapters, line.rank];
         let texts = |line: &Self| {
             [&line.test, &line.lora_layers, &line.backend, &line.device, &line.quant].map(String::clone)
         };
-        case(self) == case(other) && lora(self) == lora(other) && texts(self) == texts(other)
+        let said = agree(&self.model, &other.model)
+            && agree(&self.precision, &other.precision)
+            && agree(&self.kv, &other.kv)
+            && agree(&self.depth, &other.depth);
+        said && case(self) == case(other) && lora(self) == lora(other) && texts(self) == texts(other)
     }
+}
+
+/// Whether two say the same, or one says nothing.
+fn agree<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
+    one.is_none() || other.is_none() || one == other
 }
 
 /// Comma-separated values under a header.
@@ -68,9 +91,19 @@ pub(super) struct Record {
 impl Record {
     /// Reads one.
     pub fn read(path: &Path) -> Result<Self> {
-        let failed = |error: csv::Error| Error::file(path, error);
-        let lines = csv::Reader::from_path(path).map_err(failed)?.into_deserialize();
-        Ok(Self { path: path.to_owned(), lines: lines.collect::<Result<_, _>>().map_err(failed)? })
+        let text = read_text(path, MAX_BYTES)?;
+        let lines = csv::Reader::from_reader(text.as_bytes()).into_deserialize();
+        let lines: Vec<Line> =
+            lines.collect::<Result<_, csv::Error>>().map_err(|error| Error::file(path, error))?;
+        let is_speed = |speed: f64| speed.is_finite() && speed > 0.0;
+        if let Some(line) = lines.iter().find(|line| !is_speed(line.tokens_per_second)) {
+            let speed = line.tokens_per_second;
+            return Err(Error::file(path, format!("tokens_per_second: {speed}, expected a number above 0")));
+        }
+        if lines.is_empty() {
+            return Err(Error::file(path, "has no results; expected what `bench -o csv` writes"));
+        }
+        Ok(Self { path: path.to_owned(), lines })
     }
 
     /// What became of each line.
@@ -84,7 +117,8 @@ impl Record {
 
     /// The answer to a comparison in which nothing could be compared.
     pub fn unlike(&self) -> Error {
-        let reason = "has none of these tests, with this device, quant and number of threads";
+        let reason =
+            "has none of these tests, with this model, device, quant, precision, depth and number of threads";
         Error::file(&self.path, reason)
     }
 }
@@ -141,6 +175,10 @@ mod tests {
             device: text(),
             quant: text(),
             threads: 5,
+            model: Some(text()),
+            precision: None,
+            kv: None,
+            depth: Some(0),
             tokens_per_second,
             spread,
             bandwidth_share: None,
@@ -159,6 +197,10 @@ mod tests {
         write_csv(&[line(50.0, 0.0), line(100.0, 0.02)], &mut text).unwrap();
         std::fs::write(&path, text).unwrap();
         let record = Record::read(&path).unwrap();
+        let deeper = Line { depth: Some(7), ..line(100.0, 0.0) };
+        assert_eq!(record.changes(&[deeper]), [Change::Unknown]);
+        let silent = Line { model: None, depth: None, ..line(100.0, 0.0) };
+        assert_eq!(record.changes(&[silent]), [Change::Same(1.0)]);
         let other = Line { threads: 6, ..line(100.0, 0.0) };
         // The last of equal lines counts.
         let changes =
@@ -181,8 +223,15 @@ mod tests {
         for text in ["test,tokens\nprompt,1\n", "\u{0}", "test,tokens\nprompt,x\n"] {
             std::fs::write(&path, text).unwrap();
             let read = Record::read(&path).map(|record| record.lines.len());
-            assert!(matches!(&read, Err(e) if e.to_string().contains("record.csv")) || matches!(read, Ok(0)));
+            assert!(matches!(&read, Err(e) if e.to_string().contains("record.csv")), "{text:?}");
         }
+        for speed in [0.0, -1.0, f64::NAN] {
+            let mut text = Vec::new();
+            write_csv(&[line(speed, 0.0)], &mut text).unwrap();
+            std::fs::write(&path, text).unwrap();
+            assert!(Record::read(&path).map(drop).unwrap_err().to_string().contains("tokens_per_second"));
+        }
+        assert!(Record::read(folder.path()).is_err());
         assert!(Record::read(&folder.path().join("none.csv")).is_err());
     }
 }

@@ -7,7 +7,7 @@ use wattle_engine::adapter::Target;
 use wattle_engine::cache::PAGE;
 use wattle_engine::model::{Model, Weights};
 use wattle_engine::plan::Plan;
-use wattle_engine::{AdapterId, Control, Engine, EngineOptions, Lora, Request};
+use wattle_engine::{AdapterId, Control, Engine, EngineOptions, Lora, Precision, Request};
 use wattle_policy::{CostSource, OpCost, StepShape};
 
 use super::record::Line;
@@ -20,6 +20,8 @@ use crate::report::{peak_bytes, quant_name};
 /// What is the same in all tests of a runner.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// What the model is called in results.
+    pub model: String,
     /// Prompt tokens.
     pub prompt: usize,
     /// New tokens per path.
@@ -62,6 +64,7 @@ pub(crate) enum Targets {
 pub(crate) struct Runner {
     pub engine: Engine,
     pub settings: Settings,
+    precision: Precision,
     weights: Weights,
     /// Which projections adapters have factors of.
     targets: Targets,
@@ -83,9 +86,9 @@ impl Runner {
             return Err(Error::value("-p, -n, --depth", reason));
         }
         let options = EngineOptions { sequences, context: longest, ..options };
-        let weights = model.weights.clone();
+        let (weights, precision, targets) = (model.weights.clone(), options.precision, Targets::All);
         let engine = Engine::from_model(model, options)?;
-        Ok(Self { engine, settings, weights, targets: Targets::All, adapters: Vec::new(), random: Random(1) })
+        Ok(Self { engine, settings, precision, weights, targets, adapters: Vec::new(), random: Random(1) })
     }
 
     /// The name of the GPU that it runs on, if it does.
@@ -166,6 +169,7 @@ impl Runner {
         let (tokens_per_second, spread) = median_and_spread(rates);
         let (adapted, settings) = (test.adapters > 0, &self.settings);
         let quant = quant_name(self.engine.plan());
+        let kv = format!("{:?}", self.engine.plan().kv.store).to_lowercase();
         let backend = self.engine.backend();
         Line {
             test: if test.paths.is_some() { "decode" } else { "prompt" }.to_owned(),
@@ -178,6 +182,10 @@ impl Runner {
             device: backend.device().to_owned(),
             quant,
             threads: settings.threads,
+            model: Some(settings.model.clone()),
+            precision: Some(format!("{:?}", self.precision).to_lowercase()),
+            kv: Some(kv),
+            depth: Some(if test.paths.is_some() { settings.depth } else { 0 }),
             tokens_per_second,
             spread,
             bandwidth_share: None,

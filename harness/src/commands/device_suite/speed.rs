@@ -84,7 +84,8 @@ impl Bench<'_> {
     fn load(&self, options: &EngineOptions) -> Result<Runner> {
         let model = Model::random_quantized(self.shape, self.scope.quant, 1)?;
         let sequences = self.scope.paths.iter().max().map_or(1, |&paths| paths as usize);
-        let mut runner = Runner::new(model, options.clone(), self.scope.settings.clone(), sequences)?;
+        let settings = Settings { model: self.shape.into(), ..self.scope.settings.clone() };
+        let mut runner = Runner::new(model, options.clone(), settings, sequences)?;
         match runner.gpu() {
             Some(_) => Ok(runner),
             None => {
