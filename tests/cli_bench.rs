@@ -21,8 +21,13 @@ fn bench_measures_what_was_asked_for() {
     for decode in lines.iter().filter(|line| line["test"] == "decode") {
         assert!(decode["bandwidth_share"].as_f64() > Some(0.0), "{decode}");
     }
+    assert_eq!(field("depth"), [0, 3, 3, 0, 3, 3].map(Value::from));
+    assert_eq!(
+        (&lines[0]["model"], &lines[0]["precision"], &lines[0]["kv"]),
+        (&"tiny".into(), &"exact".into(), &"f32".into())
+    );
     let header = "test,tokens,paths,adapters,rank,lora_layers,backend,device,quant,threads,tokens_per_second,\
-                  spread,bandwidth_share,of_base,of_base_low,of_base_high,peak_bytes";
+                  spread,bandwidth_share,of_base,of_base_low,of_base_high,peak_bytes,model,precision,kv,depth";
     let csv =
         stdout(&["bench", "--shape", "tiny", "-p", "0", "-n", "2", "-r", "1", "--paths", "1", "-o", "csv"]);
     assert_eq!((csv.lines().next(), csv.lines().count()), (Some(header), 3));

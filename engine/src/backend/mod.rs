@@ -128,7 +128,7 @@ pub struct Counters {
     /// Rows of steps.
     pub rows: u64,
     /// Chunks of 128 positions that steps read for attention, in each layer and of each key head: once for all rows that
-    /// a workgroup reads them for (GPU).
+    /// a workgroup reads them for (GPU). Windows, by which layers read fewer, are left out of account.
     pub chunks: u64,
     /// Steps that were submitted while another one was not yet collected: the host wrote them ahead.
     pub ahead: u64,

@@ -33,7 +33,7 @@ impl Default for ServiceOptions {
 /// How much a service has to do, after its last step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceLoad {
-    /// Requests of which no path has begun.
+    /// Requests of which no path has begun, without those that came during the step and are taken before the next.
     pub queued: usize,
     /// Requests that have not ended, those included.
     pub requests: usize,

@@ -62,7 +62,7 @@ impl Pipelines {
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
                     constants: &values,
-                    // No kernel reads workgroup memory that it has not written.
+                    // No kernel uses workgroup memory that it has not written.
                     zero_initialize_workgroup_memory: gpu.checked,
                 },
                 cache: None,

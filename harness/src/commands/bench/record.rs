@@ -25,16 +25,6 @@ pub(crate) struct Line {
     pub device: String,
     pub quant: String,
     pub threads: usize,
-    /// The model's directory or the shape's name; older records do not say this and what follows.
-    #[serde(default)]
-    pub model: Option<String>,
-    #[serde(default)]
-    pub precision: Option<String>,
-    #[serde(default)]
-    pub kv: Option<String>,
-    /// Positions in the cache before decoding began.
-    #[serde(default)]
-    pub depth: Option<usize>,
     /// Median over the repetitions, summed over paths.
     pub tokens_per_second: f64,
     /// Largest minus smallest, as a share of the median.
@@ -50,6 +40,16 @@ pub(crate) struct Line {
     pub of_base_high: Option<f64>,
     /// The process's peak so far.
     pub peak_bytes: Option<u64>,
+    /// The model's directory or the shape's name; older records do not say this and what follows.
+    #[serde(default)]
+    pub model: Option<String>,
+    #[serde(default)]
+    pub precision: Option<String>,
+    #[serde(default)]
+    pub kv: Option<String>,
+    /// Positions in the cache before decoding began.
+    #[serde(default)]
+    pub depth: Option<usize>,
 }
 
 impl Line {
