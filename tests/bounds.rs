@@ -8,9 +8,8 @@ mod common;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::{Expected, fixtures, gpu_required, options};
-use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
-use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step};
+use common::{Expected, MODELS, backend, fixtures, options, twins};
+use wattle_engine::backend::{Backend, Capacity, Doors, PlanHandle, Step};
 use wattle_engine::model::{Activation, Model, Quant};
 use wattle_engine::plan::{
     self, FuseOptions, GateUp, LoraCapacity, Norm, Op, OpKind, Plan, Project, TensorId,
@@ -18,13 +17,10 @@ use wattle_engine::plan::{
 use wattle_engine::{BackendChoice, EngineOptions, GENERATED, Precision, Row, Sample};
 use wattle_tests::products;
 
-/// One of each family, with sizes that are no multiples of anything.
-const MODELS: [&str; 7] = ["llama", "gpt2-prefix", "opt-350m", "qwen2", "qwen3", "phi3", "mistral"];
-
 const CAPACITY: Capacity = Capacity { sequences: 2, context: 64, pages: 2, rows: 32, samples: 32 };
 
-/// What sums of f32 in another order, and functions that are approximated, change of a tensor's largest element: kernels are within
-/// 8e-6 of their twins (tests/kernels).
+/// What sums of f32 in another order, and functions that are approximated, change of a tensor's largest element: kernels
+/// are within 8e-6 of their twins (tests/kernels).
 const ORDER: f64 = 2e-5;
 
 /// Values of tensors.
@@ -81,18 +77,6 @@ fn rounding(op: &Op, x: &[f32]) -> Option<Vec<f64>> {
         OpKind::GateUp(gate_up) => Some(of_gate_up(gate_up, x)),
         _ => None,
     }
-}
-
-/// The plain twins.
-fn twins() -> CpuBackend {
-    let options = CpuOptions {
-        mode: Mode::Plain,
-        precision: Precision::Exact,
-        threads: Some(1),
-        limits: Limits::default(),
-        capacity: CAPACITY,
-    };
-    CpuBackend::new(options).expect("a backend")
 }
 
 /// A prompt of sequence 1, and then one generated row of it beside a prompt of sequence 0; every row is sampled.
@@ -159,7 +143,7 @@ fn check_model(name: &str, quant: Quant, fuse: Option<FuseOptions>, backend: &mu
     let plan = Arc::new(fuse.map_or(plain.clone(), |options| plan::fuse(&plain, options)));
     let kind = if fuse.is_some() { "fused" } else { "plain" };
     let what = format!("{name} {quant:?} on {}, {kind}", backend.device());
-    let mut twins = twins();
+    let mut twins = twins(CAPACITY);
     let ready = |backend: &mut dyn Backend| backend.prepare(&plan).expect("the plan fits");
     let plans = [ready(backend), ready(&mut twins)];
     let mut both = [Ready { backend, plan: plans[0] }, Ready { backend: &mut twins, plan: plans[1] }];
@@ -170,17 +154,9 @@ fn check_model(name: &str, quant: Quant, fuse: Option<FuseOptions>, backend: &mu
     }
 }
 
-/// A backend in fast precision; `None`, with the reason printed, where it needs a GPU and there is none.
-fn fast(backend: BackendChoice) -> Option<Box<dyn Backend>> {
-    let options = EngineOptions { precision: Precision::Fast, ..options(backend) };
-    match backend::create(&options, CAPACITY) {
-        Ok(backend) => Some(backend),
-        Err(error) if backend == BackendChoice::Gpu && !gpu_required() => {
-            println!("skipped on a GPU: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
+/// A backend in fast precision, where there is one.
+fn fast(choice: BackendChoice) -> Option<Box<dyn Backend>> {
+    backend(&EngineOptions { precision: Precision::Fast, ..options(choice) }, CAPACITY)
 }
 
 #[test]

@@ -6,13 +6,12 @@ mod common;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{Expected, error, fixtures, gpu_required, options};
+use common::{Expected, backend, error, fixtures, options, twins};
 use wattle_engine::adapter::{Adapter, Factors};
-use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
-use wattle_engine::backend::{self, Backend, Capacity, Doors, Limits, Step};
+use wattle_engine::backend::{Backend, Capacity, Doors, Step};
 use wattle_engine::model::{Model, Quant};
 use wattle_engine::plan::{self, FactorType, FuseOptions, LoraCapacity, Plan};
-use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, KvType, LayerMask, Precision, Row, Sample};
+use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, KvType, LayerMask, Row, Sample};
 use wattle_policy::{CostSource, OpCost, Prefix, RowShape, StepShape};
 
 const FUSE: FuseOptions = FuseOptions::CPU;
@@ -124,17 +123,12 @@ fn pools_of_another_capacity_change_nothing_but_sizes() {
 
 /// A backend of each kind that is there.
 fn backends(capacity: Capacity) -> Vec<Box<dyn Backend>> {
-    let create = |options: EngineOptions| match backend::create(&options, capacity) {
-        Ok(backend) => Some(backend),
-        Err(error) if options.backend == BackendChoice::Gpu && !gpu_required() => {
-            println!("skipped on a GPU: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    };
     let cpu = options(BackendChoice::Cpu);
     let plain = EngineOptions { cpu_kernels: CpuKernels::Plain, ..cpu.clone() };
-    [plain, cpu, options(BackendChoice::Gpu)].into_iter().filter_map(create).collect()
+    [plain, cpu, options(BackendChoice::Gpu)]
+        .iter()
+        .filter_map(|options| backend(options, capacity))
+        .collect()
 }
 
 const CAPACITY: Capacity = Capacity { sequences: 2, context: 32, pages: 2, rows: 24, samples: 24 };
@@ -271,18 +265,6 @@ fn costs_add_up() {
     assert_eq!(plan.cost(usize::MAX, &one), OpCost::default());
 }
 
-/// The plain twins, which can count.
-fn twins() -> CpuBackend {
-    let options = CpuOptions {
-        mode: Mode::Plain,
-        precision: Precision::Exact,
-        threads: Some(1),
-        limits: Limits::default(),
-        capacity: CAPACITY,
-    };
-    CpuBackend::new(options).expect("a backend")
-}
-
 /// The shape of [`step`], with the ranks of slot 0.
 fn shape(step: &Step, rank: u32) -> StepShape {
     let row = |(index, row): (usize, &Row)| RowShape {
@@ -326,7 +308,7 @@ fn costs_are_what_counting_views_of_the_twins_count() {
         let model = quant.map_or(Ok(dense.clone()), |quant| dense.quantized(quant)).expect("finite weights");
         let plain = plan::build(&model.spec, &model.weights, LoraCapacity { outside: false, ..LORA })
             .with_factors(FactorType::ALL[index % 2]);
-        let mut backend = twins();
+        let mut backend = twins(CAPACITY);
         let (mut rank, mut factors) = (0, Factors::default());
         if let Some(adapter) = adapter {
             let adapter =
@@ -360,7 +342,7 @@ fn shared_positions_cost_their_bytes_once() {
     for store in [KvType::F32, KvType::F16, KvType::Q8] {
         let plain = plan::build(&model.spec, &model.weights, LoraCapacity::default()).with_kv(store);
         let plan = Arc::new(plan::fuse(&plain, FUSE));
-        let mut backend = twins();
+        let mut backend = twins(CAPACITY);
         let handle = backend.prepare(&plan).expect("the plan fits");
         backend.set_pages(1, &[0]).expect("a table");
         let rows =

@@ -6,15 +6,12 @@ mod common;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{Expected, adapter, engine, error, fixtures, options};
+use common::{Expected, MODELS, adapter, engine, error, fixtures, options};
 use wattle_engine::adapter::Adapter;
 use wattle_engine::model::{Linear, Matrix, Model, Quant, Weights};
 use wattle_engine::{
     BackendChoice, CpuKernels, Engine, EngineOptions, Error, Lora, PlanKind, Precision, Request,
 };
-
-/// One of each family, with sizes that are no multiples of anything.
-const MODELS: [&str; 7] = ["llama", "gpt2-prefix", "opt-350m", "qwen2", "qwen3", "phi3", "mistral"];
 
 fn dir(name: &str) -> PathBuf {
     fixtures().join("models").join(name)

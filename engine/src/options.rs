@@ -47,8 +47,8 @@ pub enum CpuKernels {
 /// What is reserved here is there from the beginning, so that adapters load while requests run without a pause. An
 /// adapter that needs more (a higher rank, factors outside the layers, a slot where their number is not fixed) makes
 /// the device's side anew: requests that run then encode again what they have, and go on. Pools of another rank may need
-/// another plan (on a GPU from rank 64 or so on, where partial sums of A x would be too many), which sums in another order:
-/// who wants the same bits whoever else comes reserves the highest rank here.
+/// another plan (on a GPU from rank 64 or so on, where partial sums of A x would be too many), which sums in another
+/// order: who wants the same bits whoever else comes reserves the highest rank here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AdapterRoom {
     /// Slots. More adapters can be loaded than there are slots: those that no request uses make room, and requests wait

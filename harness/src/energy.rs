@@ -1,7 +1,7 @@
 //! Joules of what an engine ran: the proxy, op by op, with its tier.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::Serialize;
@@ -12,6 +12,7 @@ use wattle_policy::thermal::leakage_w;
 use wattle_policy::{CostSource, OpCost, OpEnergy, Profile, StepShape, Tier, layer_of};
 
 use crate::error::{Error, Result};
+use crate::files::read_text;
 
 /// Junction temperature that leakage is reckoned at where nobody reads one \[°C\] (*ours*).
 const JUNCTION_C: f64 = 50.0;
@@ -47,28 +48,8 @@ pub(crate) fn profile(text: &str) -> Result<Profile> {
     if !text.ends_with(".json") && !path.is_file() {
         return Ok(Profile::named(text)?);
     }
-    let text = read(path, MAX_PROFILE)?;
-    let text = String::from_utf8(text).map_err(|_| Error::file(path, "not UTF-8"))?;
+    let text = read_text(path, MAX_PROFILE)?;
     Profile::parse(&text).map_err(|error| Error::file(path, error))
-}
-
-/// A file of at most so many bytes.
-pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let failed = |error: std::io::Error| Error::file(path, error);
-    let mut bytes = Vec::new();
-    // A device says nothing of its size, and may have no end.
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::file(path, format!("more than {limit} bytes, the most that is read")));
-    }
-    Ok(bytes)
-}
-
-/// A file of UTF-8, likewise.
-pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
-    let text = String::from_utf8(read(path, limit)?);
-    text.map_err(|error| Error::file(path, format!("not UTF-8: {error}")))
 }
 
 /// Work and its energy.

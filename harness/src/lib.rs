@@ -9,6 +9,7 @@ mod common;
 mod devices;
 mod energy;
 mod error;
+mod files;
 mod fit;
 mod fresh;
 mod layers;

@@ -70,7 +70,7 @@ pub(crate) struct PolicyReport {
 
 /// Reads a policy file.
 pub(crate) fn read(file: &Path) -> Result<TrainedPolicy> {
-    let bytes = energy::read(file, MAX_LENGTH as u64)?;
+    let bytes = crate::files::read(file, MAX_LENGTH as u64)?;
     TrainedPolicy::from_bytes(&bytes).map_err(|error| Error::file(file, error))
 }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use wattle_engine::Engine;
 use wattle_engine::tokenizer::{MAX_TEXT_BYTES, Message};
 
-use crate::energy::read_text;
 use crate::error::{Error, Result};
+use crate::files::read_text;
 
 /// A text on the command line or in a file.
 #[derive(Debug, clap::Args)]

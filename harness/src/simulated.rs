@@ -261,7 +261,7 @@ fn entry(name: &str, spec: &Spec, sprout: &Path) -> Result<ModelEntry> {
     let tasks = match name {
         "sprout" => {
             let file = sprout.join(MEASURED);
-            let text = crate::energy::read(&file, MAX_MEASURED)?;
+            let text = crate::files::read(&file, MAX_MEASURED)?;
             let measured: Measured =
                 serde_json::from_slice(&text).map_err(|error| Error::file(&file, error))?;
             vec![task(("problems", Quality::Measured(measured)))]

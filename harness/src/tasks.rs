@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::energy::read_text;
 use crate::error::{Error, Result};
+use crate::files::read_text;
 use crate::shipped;
 
 /// What goes before the answer in what a model says.

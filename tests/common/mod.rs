@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use wattle_engine::adapter::{ActivationRule, Adapter, Factors, Pair, Place, projections};
+use wattle_engine::backend::cpu::{CpuBackend, CpuOptions, Mode};
+use wattle_engine::backend::{Backend, Capacity, Limits};
 use wattle_engine::model::Model;
-use wattle_engine::{BackendChoice, Engine, EngineOptions, Error};
+use wattle_engine::{BackendChoice, Engine, EngineOptions, Error, Precision};
 
 /// The fixtures' folder.
 pub fn fixtures() -> PathBuf {
@@ -65,6 +67,33 @@ pub fn engine(dir: &std::path::Path, options: EngineOptions) -> Option<Engine> {
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// One model of each family, with sizes that are no multiples of anything.
+pub const MODELS: [&str; 7] = ["llama", "gpt2-prefix", "opt-350m", "qwen2", "qwen3", "phi3", "mistral"];
+
+/// A backend alone, or `None` (with the reason printed) where it needs a GPU and there is none.
+pub fn backend(options: &EngineOptions, capacity: Capacity) -> Option<Box<dyn Backend>> {
+    match wattle_engine::backend::create(options, capacity) {
+        Ok(backend) => Some(backend),
+        Err(error) if options.backend == BackendChoice::Gpu && !gpu_required() => {
+            println!("skipped on a GPU: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The plain twins as a backend, which can count.
+pub fn twins(capacity: Capacity) -> CpuBackend {
+    let options = CpuOptions {
+        mode: Mode::Plain,
+        precision: Precision::Exact,
+        threads: Some(1),
+        limits: Limits::default(),
+        capacity,
+    };
+    CpuBackend::new(options).expect("a backend")
 }
 
 /// Runs a check on the CPU, and on the GPU where there is one that runs this model.

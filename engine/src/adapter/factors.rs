@@ -90,9 +90,9 @@ impl Factors {
             let fits = |side: usize, values: &[f32]| side.checked_mul(*rank) == Some(values.len());
             if !(1..=MAX_RANK).contains(rank) || !fits(*cols, a) || !fits(*rows, b) {
                 let (a, b) = (a.len(), b.len());
-                let reason = format!(
-                    "A has {a} numbers and B {b}, expected [{rank}, {cols}] and [{rows}, {rank}], and a rank of 1 to {MAX_RANK}"
-                );
+                let expected =
+                    format!("[{rank}, {cols}] and [{rows}, {rank}], and a rank of 1 to {MAX_RANK}");
+                let reason = format!("A has {a} numbers and B {b}, expected {expected}");
                 return Err(Error::value(format!("factors of {place:?}"), reason));
             }
         }

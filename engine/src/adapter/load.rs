@@ -135,9 +135,7 @@ impl<'a> Loader<'a> {
             return Ok(None);
         }
         let vocabulary = matches!(&found, Module::Linear(linear) if linear.is_vocabulary());
-        // Of a tied pair PEFT adapts both and names one.
-        let tied = vocabulary && self.rules.ties_vocabulary;
-        if !tied && !self.rules.target(module, vocabulary)? {
+        if !self.rules.target(module, vocabulary)? {
             self.ignore(module, "not a target of adapter_config.json");
             return Ok(None);
         }

@@ -27,7 +27,7 @@ pub(super) struct Rules {
     alpha: f64,
     rslora: bool,
     /// Embedding and head are adapted together, whichever is targeted (`ensure_weight_tying`).
-    pub(super) ties_vocabulary: bool,
+    ties_vocabulary: bool,
 }
 
 impl Rules {
@@ -77,6 +77,10 @@ impl Rules {
     /// # Errors
     /// [`Error::Field`] for a pattern that takes too many steps.
     pub(super) fn target(&self, name: &str, is_vocabulary: bool) -> Result<bool> {
+        // Of a tied pair PEFT adapts both and names one; of others there are no factors.
+        if is_vocabulary && self.ties_vocabulary {
+            return Ok(true);
+        }
         if let Some(exclude) = &self.exclude
             && exclude.matches(name, is_vocabulary)?
         {
@@ -199,8 +203,8 @@ impl Pattern {
     }
 }
 
-/// A Python pattern as this crate's library writes it: `\Z` is `\z`, and in a class of characters nothing but `\`, `-`, `^` and
-/// `]` means more than itself, where Rust knows classes in classes and operations on them.
+/// A Python pattern as this crate's library writes it: `\Z` is `\z`, and in a class of characters nothing but `\`, `-`,
+/// `^` and `]` means more than itself, where Rust knows classes in classes and operations on them.
 fn translated(pattern: &str) -> String {
     let mut out = String::new();
     let mut chars = pattern.chars().peekable();

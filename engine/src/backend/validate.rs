@@ -86,14 +86,15 @@ impl StepLimits {
             if sample.sequence != step.rows[sample.row as usize].sequence {
                 return Err(Error::value(name("sequence"), "not the sequence of its row"));
             }
+            // 0 is greedy.
+            let cold = if sample.temperature == 0.0 { 0.0 } else { Sampling::LEAST_TEMPERATURE };
             let numbers = [
-                ("temperature", sample.temperature, Sampling::LEAST_TEMPERATURE),
+                ("temperature", sample.temperature, cold),
                 ("top_p", sample.top_p, 0.0),
                 ("penalty", sample.penalty, Sampling::LEAST_PENALTY),
             ];
             for (field, value, least) in numbers {
-                let greedy = field == "temperature" && value == 0.0;
-                if !greedy && (!value.is_finite() || value < least) {
+                if !value.is_finite() || value < least {
                     return Err(Error::value(
                         name(field),
                         format!("{value}, expected a number from {least} on"),

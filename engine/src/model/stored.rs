@@ -199,11 +199,15 @@ fn write_file(path: &Path, mut entries: Vec<Entry>) -> std::io::Result<()> {
     file.into_inner()?.sync_all()
 }
 
+fn there(file: &Path) -> Error {
+    Error::file(file, "is there already; nothing was overwritten")
+}
+
 /// Writes a new file, of which nothing is left if that fails.
 fn written(file: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     write(file).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AlreadyExists {
-            return Error::file(file, "is there already; nothing was overwritten");
+            return there(file);
         }
         // Its own failure would say less than the first.
         let _ = std::fs::remove_file(file);
@@ -227,7 +231,7 @@ impl Model {
         }
         let files = ["config.json", "model.safetensors"].map(|name| out.join(name));
         if let Some(file) = files.iter().find(|file| file.exists()) {
-            return Err(Error::file(file, "is there already; nothing was overwritten"));
+            return Err(there(file));
         }
         let (spec, layout) = families::read(&config, None)?;
         let inner = &mut Checkpoint::open(dir)?;

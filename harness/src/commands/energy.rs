@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::write_json;
 use crate::common::Common;
-use crate::energy::{profile, read};
+use crate::energy::profile;
 use crate::error::{Error, Result};
+use crate::files::read;
 use crate::fit::{Fit, Measured, validate};
 use crate::meters;
 use crate::windows;

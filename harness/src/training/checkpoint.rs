@@ -9,8 +9,8 @@ use wattle_policy::Random;
 
 use super::parameters::{Adam, Parameter, Parameters};
 use super::ppo::State;
-use crate::energy::read as read_file;
 use crate::error::{Error, Result};
+use crate::files::read as read_file;
 
 /// The longest checkpoint that is read \[bytes\].
 const MAX_LENGTH: u64 = 256 << 20;

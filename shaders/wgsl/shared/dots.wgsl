@@ -26,6 +26,11 @@ fn masked(v: vec4f, used: u32) -> vec4f {
     return select(vec4f(), v, vec4u(0u, 1u, 2u, 3u) < vec4u(used));
 }
 
+// What of v, vec4 i of a row of k4, is in the row; the last one has `used` elements.
+fn inside(v: vec4f, i: u32, k4: u32, used: u32) -> vec4f {
+    return masked(v, select(select(0u, used, i + 1u == k4), 4u, i + 1u < k4));
+}
+
 // The lane's place: place % 4 is its four of the weight rows, place / 4 its share of the inputs.
 fn place(lane: Lane) -> u32 {
     @if(subgroups)

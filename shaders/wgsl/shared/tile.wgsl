@@ -2,7 +2,7 @@
 // a lane sums 4 outputs of LANE_ROWS rows. Each sum takes its inputs (in f32 one after the other by fma; see tile_int8.wgsl
 // and tile_coop.wgsl) in the same order whatever the tile is.
 
-import package::shared::dots::{fold, masked};
+import package::shared::dots::{fold, inside};
 import package::shared::lane::{Lane, group_index};
 import package::shared::step::{ROWS as ALL_ROWS, count, generated};
 @if(int8)
@@ -97,11 +97,11 @@ fn weights_of(i: u32, quad: u32) -> mat4x4f {
 
 // Puts vec4 i of an input row of k4, of which the last has `used` elements; `at` counts the rows' vec4s of the step.
 fn put_inputs(at: u32, i: u32, k4: u32, used: u32, v: vec4f) {
-    let inside = masked(v, select(select(0u, used, i + 1u == k4), 4u, i + 1u < k4));
+    let own = inside(v, i, k4, used);
     @if(coop)
-    put_half_inputs(at / STEP, at % STEP, inside);
+    put_half_inputs(at / STEP, at % STEP, own);
     @if(!coop)
-    x_tile[at / STEP * PITCH + at % STEP] = inside;
+    x_tile[at / STEP * PITCH + at % STEP] = own;
 }
 
 // Adds the products of what all lanes have put. All lanes call.

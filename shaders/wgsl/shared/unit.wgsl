@@ -96,7 +96,8 @@ fn columns(words: vec4u, low: u32, high: u32, one: f32, zeros: vec4f) -> mat4x4f
         numbers(upper, low, one, zeros), numbers(upper, high, high_one, zeros));
 }
 
-// Numbers without a conversion: the lowest 16 bits of 2^23 as f32 count ones. `one` is a power of two: every step is exact.
+// Numbers without a conversion: the lowest 16 bits of 2^23 as f32 count ones. `one` is a power of two: every step is
+// exact.
 @if(nibbles || bytes)
 fn numbers(words: vec4u, mask: u32, one: f32, zeros: vec4f) -> vec4f {
     let raised = bitcast<vec4f>((words & vec4u(mask)) | vec4u(0x4b000000u));

@@ -7,7 +7,7 @@ use super::compile::Compiler;
 use super::split::Division;
 use super::tiles::{Products, Shape, Tile};
 use crate::error::Result;
-use crate::model::{Activation, Bits, Dtype, Format, PanelFormat};
+use crate::model::{Activation, Bits, Dtype, Format, Offset, PanelFormat};
 use crate::plan::{Extent, FactorType};
 
 /// Where kernels that carry LoRA bind t, the B pool and the site.
@@ -105,8 +105,8 @@ pub(super) struct Launch {
     pub weights: WeightType,
     /// How the factors that it reads are kept, if it reads any.
     pub factors: FactorType,
-    /// The kernel's `override`s: their ids and values. Those of columns and tiles are not
-    /// among them, and with [`Grid::Tiles`] there are no others.
+    /// The kernel's `override`s: their ids and values. Those of columns and tiles are not among them, and with
+    /// [`Grid::Tiles`] there are no others.
     pub constants: Vec<Constant>,
     /// The bytes of binding 0.
     pub params: Vec<u8>,
@@ -200,6 +200,16 @@ pub(super) fn function_code(activation: Option<Activation>) -> u32 {
         Some(Activation::GeluTanh) => function::GELU_TANH,
         Some(Activation::Relu) => function::RELU,
         Some(Activation::Silu) => function::SILU,
+    }
+}
+
+/// Offsets as shaders write them.
+pub(super) fn offset_code(offset: Offset) -> u32 {
+    match offset {
+        Offset::Middle => 0,
+        Offset::Minimum => 1,
+        Offset::Zero => 2,
+        Offset::NormalFloat => 3,
     }
 }
 

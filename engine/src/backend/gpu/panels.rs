@@ -5,7 +5,7 @@ use std::ops::Range;
 use wattle_shaders::params::Panels;
 
 use super::device::Gpu;
-use super::tiles::offset_code;
+use super::launch::offset_code;
 use super::weights::Chunk;
 use crate::error::Result;
 use crate::model::{BLOCK, Dtype, Matrix, PANEL, PanelFormat, Part};

@@ -19,8 +19,8 @@ const ROWS: usize = 70;
 const OUTPUTS: usize = 130;
 const INPUTS: usize = 100;
 
-/// Multiples of 1 / `steps` in [-largest, largest] / `steps`, with the largest or its negative in every block of a row: f16 holds
-/// them, formats of 8 bits too, and f32 sums their products without rounding.
+/// Multiples of 1 / `steps` from `least` to `largest` of them, every block of a row beginning with the least: f16 holds
+/// them, formats of 4 or 8 bits too, and f32 sums their products without rounding.
 fn numbers(rows: usize, seed: u64, [least, largest, steps]: [i64; 3]) -> Vec<f32> {
     let mut state = seed;
     let mut next = |column: usize| {
@@ -67,8 +67,8 @@ struct Known {
     y: Vec<f32>,
 }
 
-/// W x and max(G x, 0) U x, for weights of this format that it holds exactly; of dense ones W norm(x) too, x being ones of either
-/// sign, so that their norm is 1.
+/// W x and max(G x, 0) U x, for weights of this format that it holds exactly; of dense ones W norm(x) too, x being ones
+/// of either sign, so that their norm is 1.
 fn known_of(format: Option<PanelFormat>) -> Result<Vec<Known>> {
     let of_weights = if format == Some(Q4_0) { FOUR_BITS } else { EIGHT_BITS };
     let [w, up] = [1, 2].map(|seed| numbers(OUTPUTS, seed, of_weights));

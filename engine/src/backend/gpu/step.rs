@@ -223,7 +223,9 @@ impl GpuBackend {
                 pass.set_bind_group(1, &dispatch.bindings, &[]);
                 pass.dispatch_workgroups(x, y, z);
                 launches += 1;
-                stamps.iter_mut().for_each(|stamps| stamps.count());
+                if let Some(stamps) = &mut stamps {
+                    stamps.count();
+                }
             }
         }
         if let Some(stamps) = stamps {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wattle_shaders::WeightType;
 
-use super::launch::Constant;
+use super::launch::{Constant, offset_code};
 use crate::model::{Bits, Format, Offset, PanelFormat};
 
 /// How the products of a tile are made.
@@ -165,8 +165,8 @@ pub fn tiles() -> Vec<Tile> {
     FOR_FEW.into_iter().chain(FOR_MANY).collect()
 }
 
-/// The lanes of a workgroup of a matrix-vector kernel, and what its offsets are: `override`s of dots.wgsl and unit.wgsl. Sums
-/// depend on the lanes, so that these depend on the matrix alone: half of them have nothing to do where a row is short.
+/// The lanes of a workgroup of a matrix-vector kernel, and what its offsets are: `override`s of dots.wgsl and unit.wgsl.
+/// Sums depend on the lanes, so that these depend on the matrix alone: where a row is short, many have nothing to do.
 pub(super) fn matrix_constants(format: Format, cols: usize) -> Vec<Constant> {
     let units = match format {
         Format::Panels(PanelFormat { bits: Bits::Four, .. }) => cols.div_ceil(8),
@@ -176,16 +176,6 @@ pub(super) fn matrix_constants(format: Format, cols: usize) -> Vec<Constant> {
     match format {
         Format::Dense(_) => vec![lanes],
         Format::Panels(panels) => vec![lanes, ("2", offset_code(panels.offset))],
-    }
-}
-
-/// Offsets as shaders write them.
-pub(super) fn offset_code(offset: Offset) -> u32 {
-    match offset {
-        Offset::Middle => 0,
-        Offset::Minimum => 1,
-        Offset::Zero => 2,
-        Offset::NormalFloat => 3,
     }
 }
 

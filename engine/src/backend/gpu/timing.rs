@@ -44,7 +44,9 @@ impl Stamps {
 
     /// A launch of that op.
     pub fn count(&mut self) {
-        self.launches.iter_mut().next_back().into_iter().for_each(|launches| *launches += 1);
+        if let Some(launches) = self.launches.last_mut() {
+            *launches += 1;
+        }
     }
 
     pub fn finish(&self, pass: &mut wgpu::ComputePass) {

@@ -163,18 +163,15 @@ fn tests(args: &Args, adapters: u32) -> Vec<Test> {
 /// Loads the model.
 fn open(args: &Args, common: &Common) -> Result<Runner> {
     let _progress = Progress::spinner("loading");
-    let model = match &args.shape {
-        Some(shape) => Model::random(shape, Dtype::Bf16, 0)?,
-        None => Model::load(&Source::find(common)?.model)?,
+    let (name, model) = match &args.shape {
+        Some(shape) => (shape.clone(), Model::random(shape, Dtype::Bf16, 0)?),
+        None => {
+            let dir = Source::find(common)?.model;
+            (dir.display().to_string(), Model::load(&dir)?)
+        }
     };
     let model = common.quantized(model)?;
-    let named = match &args.shape {
-        Some(shape) => shape.clone(),
-        None => Source::find(common)?.model.display().to_string(),
-    };
-    let options = EngineOptions { autotune: args.autotune, ..common.engine_options() };
     let settings = Settings {
-        model: named,
         prompt: args.prompt,
         new: args.new,
         repetitions: args.repetitions,
@@ -186,7 +183,8 @@ fn open(args: &Args, common: &Common) -> Result<Runner> {
         limit: Duration::MAX,
     };
     let sequences = args.paths.iter().max().map_or(1, |&paths| paths as usize);
-    Runner::new(model, options, settings, sequences)
+    let options = EngineOptions { autotune: args.autotune, ..common.engine_options() };
+    Runner::new((name, model), options, settings, sequences)
 }
 
 /// The table for a reader.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::energy::read_text;
 use crate::error::{Error, Result};
+use crate::files::read_text;
 
 /// Of a record's file: more than anybody measures.
 const MAX_BYTES: u64 = 64 << 20;

@@ -20,8 +20,6 @@ use crate::report::{peak_bytes, quant_name};
 /// What is the same in all tests of a runner.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// What the model is called in results.
-    pub model: String,
     /// Prompt tokens.
     pub prompt: usize,
     /// New tokens per path.
@@ -64,6 +62,8 @@ pub(crate) enum Targets {
 pub(crate) struct Runner {
     pub engine: Engine,
     pub settings: Settings,
+    /// What the model is called in results.
+    name: String,
     precision: Precision,
     weights: Weights,
     /// Which projections adapters have factors of.
@@ -73,8 +73,13 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// An engine on `model`, with room for `sequences` paths.
-    pub fn new(model: Model, options: EngineOptions, settings: Settings, sequences: usize) -> Result<Self> {
+    /// An engine on a model of this name, with room for `sequences` paths.
+    pub fn new(
+        (name, model): (String, Model),
+        options: EngineOptions,
+        settings: Settings,
+        sequences: usize,
+    ) -> Result<Self> {
         settings.lora_layers.mask(model.spec.layers)?;
         let longest = settings
             .prompt
@@ -88,7 +93,8 @@ impl Runner {
         let options = EngineOptions { sequences, context: longest, ..options };
         let (weights, precision, targets) = (model.weights.clone(), options.precision, Targets::All);
         let engine = Engine::from_model(model, options)?;
-        Ok(Self { engine, settings, precision, weights, targets, adapters: Vec::new(), random: Random(1) })
+        let (adapters, random) = (Vec::new(), Random(1));
+        Ok(Self { engine, settings, name, precision, weights, targets, adapters, random })
     }
 
     /// The name of the GPU that it runs on, if it does.
@@ -182,7 +188,7 @@ impl Runner {
             device: backend.device().to_owned(),
             quant,
             threads: settings.threads,
-            model: Some(settings.model.clone()),
+            model: Some(self.name.clone()),
             precision: Some(format!("{:?}", self.precision).to_lowercase()),
             kv: Some(kv),
             depth: Some(if test.paths.is_some() { settings.depth } else { 0 }),

@@ -283,7 +283,6 @@ fn device(backend: Backend) -> Result<Gpu> {
 /// What is measured of every shape.
 fn scope(quick: bool, quant: Quant, threads: usize) -> Scope {
     let settings = Settings {
-        model: String::new(),
         prompt: if quick { 5 } else { 512 },
         new: if quick { 4 } else { 64 },
         repetitions: if quick { 1 } else { 5 },

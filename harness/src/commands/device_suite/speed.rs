@@ -84,8 +84,8 @@ impl Bench<'_> {
     fn load(&self, options: &EngineOptions) -> Result<Runner> {
         let model = Model::random_quantized(self.shape, self.scope.quant, 1)?;
         let sequences = self.scope.paths.iter().max().map_or(1, |&paths| paths as usize);
-        let settings = Settings { model: self.shape.into(), ..self.scope.settings.clone() };
-        let mut runner = Runner::new(model, options.clone(), settings, sequences)?;
+        let (named, settings) = ((self.shape.to_owned(), model), self.scope.settings.clone());
+        let mut runner = Runner::new(named, options.clone(), settings, sequences)?;
         match runner.gpu() {
             Some(_) => Ok(runner),
             None => {
