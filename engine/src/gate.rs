@@ -124,8 +124,11 @@ impl Gate {
         self.layers.values()
     }
 
-    /// An error that names the layer if the gate does not fit the model.
-    pub(crate) fn check(&self, spec: &Spec) -> Result<()> {
+    /// Whether the gate fits the model.
+    ///
+    /// # Errors
+    /// [`Error::Field`] or [`Error::Value`] that names the layer.
+    pub fn check(&self, spec: &Spec) -> Result<()> {
         let wrong = |layer: u32, reason: String| {
             let name = format!("layers.{layer}");
             Err(self.file.as_ref().map_or_else(

@@ -15,6 +15,7 @@ mod runtime;
 mod schedule;
 mod service;
 mod stop;
+mod threads;
 pub mod tokenizer;
 mod vote;
 

@@ -4,6 +4,7 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod limits;
+mod packs;
 mod pages;
 mod plan_check;
 mod select;
@@ -127,9 +128,10 @@ pub struct Counters {
     pub launches: u64,
     /// Rows of steps.
     pub rows: u64,
-    /// Chunks of 128 positions that steps read for attention, in each layer and of each key head: once for all rows that
-    /// a workgroup reads them for (GPU). Windows, by which layers read fewer, are left out of account.
-    pub chunks: u64,
+    /// Bytes of keys and values that steps read for attention, in whole pages (CPU) or chunks of 128 positions (GPU):
+    /// once for all rows that are computed while they are near. A GPU's leave windows, by which layers read fewer, and
+    /// heads of a key head beyond the first eight out of account; plain twins count nothing.
+    pub kv_read_bytes: u64,
     /// Steps that were submitted while another one was not yet collected: the host wrote them ahead.
     pub ahead: u64,
     /// Bytes read back by [`Backend::collect`].
@@ -141,7 +143,7 @@ pub struct Counters {
 /// Lays factors out as a backend wants them, on any thread, so that [`Backend::set_slot`] finds them ready and steps go on
 /// meanwhile.
 pub trait Pack: Send + Sync {
-    /// Lays these factors out, and keeps the result for as long as they live, or until a slot takes it.
+    /// Lays these factors out, and keeps the result for as long as they live.
     ///
     /// # Errors
     /// [`crate::Error::Value`] when there is no memory for it.

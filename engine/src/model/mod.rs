@@ -24,6 +24,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::threads;
 pub use aligned::AlignedBytes;
 use checkpoint::Checkpoint;
 pub(crate) use config::{Fields, read_bounded};
@@ -68,6 +69,7 @@ impl Model {
         if !dir.is_dir() {
             return Err(Error::file(dir, "not a directory; expected a model directory with config.json"));
         }
+        threads::ready()?;
         let path = dir.join("config.json");
         let config = fields(&path)?.ok_or_else(|| match dir.join("adapter_config.json").exists() {
             true => {
@@ -104,6 +106,7 @@ impl Model {
     }
 
     fn of_shape(shape: &str, source: &mut dyn weights::Source) -> Result<Self> {
+        threads::ready()?;
         let config = Fields::parse(Path::new(shape), shapes::config(shape)?.as_bytes())?;
         let (spec, layout) = families::read(&config, None)?;
         let weights = weights::assemble(&spec, &layout, source)?;

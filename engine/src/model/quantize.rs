@@ -11,6 +11,7 @@
 //! Scales and minima are rounded to their type first, and codes computed with what came of it; codes are rounded to
 //! the nearest integer (halves away from 0) and clamped to their range. Where s rounds to 0, codes say 0.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use half::f16;
@@ -26,6 +27,7 @@ use super::matrix::{Bytes, Dtype, Matrix};
 use super::spec::{LayerWeights, Linear, Weights};
 use super::view::weight;
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// What a model's weights are quantized to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,9 +89,21 @@ impl Model {
     /// they are, and so does what is quantized already. A tied head stays tied.
     ///
     /// # Errors
-    /// [`Error::Value`] that names a matrix which has weights that are not finite, or for which memory is too small.
+    /// [`Error::Value`] where nothing is left to quantize, or that names a matrix which has weights that are not finite,
+    /// or for which memory is too small.
     pub fn quantized(&self, quant: Quant) -> Result<Self> {
-        self.stored(&|matrix, outside| quantize(matrix, quant.format(outside)))
+        threads::ready()?;
+        let changed = Cell::new(false);
+        let model = self.stored(&|matrix, outside| {
+            let made = quantize(matrix, quant.format(outside))?;
+            changed.set(changed.get() || !Arc::ptr_eq(&made, matrix));
+            Ok(made)
+        })?;
+        if !changed.get() {
+            let reason = format!("{}, but all of the model's weights are quantized already", quant.name());
+            return Err(Error::value("quant", reason));
+        }
+        Ok(model)
     }
 
     /// The model with its dense projections, embedding and head as f32: the same numbers in more bytes.

@@ -41,7 +41,12 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of one position's keys (or values).
     pub fn position_bytes(&self) -> usize {
-        self.width() * self.store.element_bytes() + self.kv_heads * self.store.scale_bytes()
+        self.kv_heads * self.head_bytes()
+    }
+
+    /// Bytes of one position's keys (or values) of a head.
+    pub fn head_bytes(&self) -> usize {
+        self.head_dim * self.store.element_bytes() + self.store.scale_bytes()
     }
 
     /// Elements of one position's keys (or values).

@@ -27,15 +27,16 @@ const TOGETHER: usize = 16;
 /// Queries of several sequences that are: their scores lie in the next cache.
 const SHARING: usize = 64;
 
-/// `q` and `y` \[rows, heads × head_dim\]; K and V of one layer's cache.
-pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], kv: Kv, y: &mut [f32]) {
+/// `q` and `y` \[rows, heads × head_dim\]; K and V of one layer's cache. Returns how many pages of a key head were read:
+/// a page counts once for all queries that read it one after the other.
+pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], kv: Kv, y: &mut [f32]) -> u64 {
     // Heads that share a key head lie together.
     let width = op.heads / layout.kv_heads * layout.head_dim;
     let work: usize = rows.iter().map(|row| op.span(row).len() * 2 * op.heads * layout.head_dim).sum();
     let group_of = together(rows, op, &layout);
     let count = group_of.iter().max().map_or(0, |last| last + 1);
     let source = |index| Source { layout, kv, head: index % layout.kv_heads };
-    let group = |index| Group { op, source: source(index), queries: Vec::new() };
+    let group = |index| Group { op, source: source(index), queries: Vec::new(), read: 0 };
     let mut groups: Vec<Group> = (0..count * layout.kv_heads).map(group).collect();
     for (index, (q, y)) in q.chunks(width).zip(y.chunks_mut(width)).enumerate() {
         let (line, head) = (index / layout.kv_heads, index % layout.kv_heads);
@@ -48,6 +49,7 @@ pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], kv: Kv, y: &
     let per = groups.len().div_ceil(parts(work)).max(1);
     let tasks: Vec<&mut [Group]> = groups.chunks_mut(per).collect();
     each(tasks, |groups| groups.iter_mut().for_each(run));
+    groups.iter().map(|group| group.read).sum()
 }
 
 /// Which rows are computed together: for each row, the number of its group.
@@ -91,6 +93,8 @@ struct Group<'a> {
     op: &'a Attend,
     source: Source<'a>,
     queries: Vec<Query<'a>>,
+    /// Pages whose keys were read; as many are of their values.
+    read: u64,
 }
 
 struct Query<'a> {
@@ -225,4 +229,39 @@ fn panels(queries: &[Query], page: usize) -> Range<usize> {
     let start = queries.iter().map(|query| query.span.start).min().unwrap_or(0).max(page * PAGE);
     let end = queries.iter().map(|query| query.span.end).max().unwrap_or(0).min((page + 1) * PAGE);
     (start - page * PAGE) / POSITIONS..(end.max(start) - page * PAGE).div_ceil(POSITIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pages that are read where `paths` sequences share four pages and each has another of its own, with 14 heads over
+    /// two key heads; a prompt's 20 rows of a page come with them.
+    fn read(paths: usize) -> u64 {
+        let own = |path: usize| [0, 1, 2, 3, 4 + path as u32, 0];
+        let tables: Vec<u32> = (0..=paths).flat_map(own).collect();
+        let layout = Layout { kv_heads: 2, head_dim: 16, tables: &tables, stride: 6 };
+        let row = |(path, position)| Row::prompt(0, position, path as u32);
+        let rows: Vec<Row> = (0..paths).map(|path| (path, 256 + path as u32)).map(row).collect();
+        let rows = [rows, (8..28).map(|position| row((paths, position))).collect()].concat();
+        let cache = vec![0.5; (5 + paths) * 2 * layout.block_len()];
+        let q = vec![0.25; rows.len() * 14 * 16];
+        let mut y = vec![0.0; q.len()];
+        let op = Attend { heads: 14, scale: 0.25, window: None };
+        let read = attend(&rows, &op, layout, &q, Kv::F32([&cache; 2]), &mut y);
+        assert!(y.iter().all(|y| (y - 0.5).abs() < 1e-6), "the mean of equal values");
+        read
+    }
+
+    #[test]
+    fn what_sequences_share_is_read_once_for_each_key_head() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        // Two rows of the prompt at a time have 14 queries.
+        let prompt = 10;
+        for paths in [1, 2, 8, 9] {
+            assert_eq!(pool.install(|| read(paths)), 2 * (4 + paths as u64 + prompt), "{paths} paths");
+        }
+        // 64 queries at most: nine rows.
+        assert_eq!(pool.install(|| read(10)), 2 * (2 * 4 + 10 + prompt));
+    }
 }

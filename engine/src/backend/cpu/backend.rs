@@ -50,9 +50,6 @@ impl Backend for CpuBackend {
 
     fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
         let new = Self::new(CpuOptions { capacity, ..self.options })?;
-        if let Some(packs) = &self.packs {
-            self.slots.values().for_each(|slot| packs.keep(slot));
-        }
         Ok(Some(Box::new(Self { packs: self.packs.clone(), ..new })))
     }
 
@@ -98,7 +95,7 @@ impl Backend for CpuBackend {
         match factors {
             None => self.slots.remove(&slot),
             Some(factors) => {
-                let mut new = Slot::new(factors, self.slots.values());
+                let mut new = Slot::new(factors);
                 for prepared in &self.plans {
                     validate::factors(&prepared.plan, slot, &new.factors)?;
                     if let Some(packs) = &self.packs {
@@ -108,6 +105,7 @@ impl Backend for CpuBackend {
                 self.slots.insert(slot, new)
             }
         };
+        self.packs.iter().for_each(|packs| packs.sweep());
         Ok(())
     }
 

@@ -125,7 +125,8 @@ fn attention(op: &Op, io: Io, y: &mut [f32]) {
     let angles = io.angles.map(|(pairs, table)| Angles { table, positions: io.positions, pairs });
     match (&op.kind, angles) {
         (OpKind::Attend(op), _) => {
-            fast::attend(rows, &io.attend(op), io.layout, x(0), io.cache.as_kv(), y);
+            let (op, cache) = (io.attend(op), io.cache.as_kv());
+            *io.pages_read += fast::attend(rows, &op, io.layout, x(0), cache, y);
         }
         (OpKind::Rope { heads, head_dim }, Some(angles)) => {
             fast::rope(rows, *heads, *head_dim, &angles, x(0), y);

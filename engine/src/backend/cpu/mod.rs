@@ -9,7 +9,6 @@ mod kv;
 mod layout;
 mod memory;
 mod op;
-mod packs;
 mod plain;
 mod slot;
 #[cfg(test)]
@@ -26,17 +25,19 @@ use wattle_kernels_cpu::fast::Precision;
 use wattle_policy::OpCost;
 use wattle_shaders::{GATED, LayerMask, Row, Sampled};
 
+use super::packs::Packs;
 use super::{Capacity, Counters, Doors, Limits, PlanHandle, Step, Timing, validate};
+use crate::cache::PAGE;
 use crate::error::{Error, Result};
 use crate::gate::LayerGate;
 use crate::plan::{Extent, OpKind, Plan, RopeTable, TensorId};
+use crate::threads;
 
 use awake::awake;
 use kv::KvCache;
 use layout::Activations;
 use op::Io;
-use packs::Packs;
-use slot::Slot;
+use slot::{PackedFactors, Slot};
 
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +72,7 @@ pub struct CpuBackend {
     plans: Vec<Prepared>,
     slots: BTreeMap<usize, Slot>,
     /// Lays factors out for the fast kernels; the plain twins take them as they are.
-    packs: Option<Arc<Packs>>,
+    packs: Option<Arc<Packs<PackedFactors>>>,
     /// Made by the first prepared plan; all others must have its shape.
     kv: Option<KvCache>,
     results: HashMap<u64, Vec<Sampled>>,
@@ -117,6 +118,9 @@ impl CpuBackend {
     pub fn new(options: CpuOptions) -> Result<Self> {
         let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = options.threads.map(pool).transpose().map_err(|error| Error::device("cpu", error))?;
+        if pool.is_none() {
+            threads::ready()?;
+        }
         let threads =
             pool.as_ref().map_or_else(rayon::current_num_threads, rayon::ThreadPool::current_num_threads);
         let name = match options.mode {
@@ -129,7 +133,8 @@ impl CpuBackend {
             pool,
             plans: Vec::new(),
             slots: BTreeMap::new(),
-            packs: (options.mode == Mode::Fast).then(|| Arc::new(Packs::new(options.precision.factors()))),
+            packs: (options.mode == Mode::Fast)
+                .then(|| Arc::new(Packs::new(options.precision.factors(), slot::pack))),
             kv: None,
             results: HashMap::new(),
             timing: false,
@@ -256,7 +261,7 @@ impl CpuBackend {
             let tensor = plan.tensor(id);
             &prepared.activations.get(id)[..validate::lines(tensor.extent, step) * tensor.width]
         };
-        let tally = Tally::default();
+        let (tally, mut pages_read) = (Tally::default(), 0);
         let (shape, positions) = (kv.shape, kv.capacity.context);
         let (cache, layout, states) = kv.layer_mut(op::layer(&op.kind));
         let io = Io {
@@ -270,6 +275,7 @@ impl CpuBackend {
                 .as_mut()
                 .map_or(&mut [], |buffer| &mut buffer.values_mut()[..rows.len() * t_width]),
             cache,
+            pages_read: &mut pages_read,
             states,
             slots: &self.slots,
             factors: plan.factors,
@@ -297,6 +303,7 @@ impl CpuBackend {
         }
         self.counters.launches += 1;
         self.counters.host_ops += 1;
+        self.counters.kv_read_bytes += pages_read * (PAGE * 2 * shape.head_bytes()) as u64;
         Ok(())
     }
 }

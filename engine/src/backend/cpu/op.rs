@@ -29,6 +29,8 @@ pub(super) struct Io<'a> {
     pub carried: &'a mut [f32],
     /// K and V of the op's layer.
     pub cache: KvMut<'a>,
+    /// Pages of a key head that attention reads: its keys and its values.
+    pub pages_read: &'a mut u64,
     pub layout: Layout<'a>,
     /// Of a sequence, at most.
     pub positions: usize,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use half::f16;
 use wattle_kernels_cpu::fast::{self, Factor};
 
-use super::packs::Packs;
 use crate::adapter::{Factors, Pair, Place};
+use crate::backend::packs::Packs;
 use crate::error::{Error, Result};
 use crate::model::{AlignedBytes, Bytes};
 use crate::plan::FactorType;
@@ -55,32 +55,25 @@ impl Values {
 }
 
 impl Slot {
-    /// Not packed, unless one of the `others` has the same factors and is.
-    pub fn new<'a>(factors: Arc<Factors>, others: impl IntoIterator<Item = &'a Self>) -> Self {
-        let same = others.into_iter().find(|slot| Arc::ptr_eq(&slot.factors, &factors));
-        let packed = same.map(|slot| slot.packed.clone()).unwrap_or_default();
-        Self { factors, packed }
+    /// Not packed.
+    pub fn new(factors: Arc<Factors>) -> Self {
+        Self { factors, packed: BTreeMap::new() }
     }
 
     /// Has the factors packed, unless they are already.
     ///
     /// # Errors
     /// [`Error::Value`] when there is no memory for them: others run on without.
-    pub fn pack(&mut self, kept: FactorType, packs: &Packs) -> Result<()> {
+    pub fn pack(&mut self, kept: FactorType, packs: &Packs<PackedFactors>) -> Result<()> {
         if let Entry::Vacant(vacant) = self.packed.entry(kept) {
-            vacant.insert(packs.take(&self.factors, kept)?);
+            vacant.insert(packs.of(&self.factors, kept)?);
         }
         Ok(())
     }
 
-    /// All factors, packed so.
-    pub fn packed_factors(&self, kept: FactorType) -> Option<&PackedFactors> {
-        self.packed.get(&kept)
-    }
-
     /// The factors of a place, packed so.
     pub fn packed(&self, place: &Place, kept: FactorType) -> Option<&Packed> {
-        self.packed_factors(kept)?.get(place)
+        self.packed.get(&kept)?.get(place)
     }
 
     /// Bytes of the factors as the kernels read them.

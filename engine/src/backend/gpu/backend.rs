@@ -12,11 +12,11 @@ use super::{GpuBackend, Sequences, order};
 use crate::adapter::Factors;
 use crate::backend::validate::{self, StepLimits, below};
 use crate::backend::{
-    Backend, Capacity, Counters, Doors, Limits, Memory, PlanHandle, Step, Ticket, Timing, plan_check,
+    Backend, Capacity, Counters, Doors, Limits, Memory, Pack, PlanHandle, Step, Ticket, Timing, plan_check,
 };
 use crate::cache::pages_for;
 use crate::error::{Error, Result};
-use crate::plan::{Op, Plan, TensorId};
+use crate::plan::{FactorType, Op, Plan, TensorId};
 
 impl GpuBackend {
     /// Makes the cache with the first plan; later plans must have its shape.
@@ -55,6 +55,11 @@ impl Backend for GpuBackend {
     fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
         let (weights, tuning) = (self.weights.shared(), self.tuning.clone());
         Ok(Some(Box::new(Self { weights, tuning, ..self.sibling(capacity)? })))
+    }
+
+    fn packer(&self) -> Option<Arc<dyn Pack>> {
+        let halves = self.plans.iter().any(|prepared| prepared.plan.factors == FactorType::F16);
+        halves.then(|| Arc::clone(&self.pools.packs) as Arc<dyn Pack>)
     }
 
     fn limits(&self) -> Limits {

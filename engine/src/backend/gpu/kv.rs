@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 use wattle_kernels_cpu::cache::{code, half, scale};
+use wattle_shaders::params::CHUNK;
 
 use crate::cache::PAGE;
 use crate::plan::{KvShape, KvType};
@@ -16,6 +17,11 @@ pub(super) fn elements_bytes(shape: &KvShape) -> usize {
 /// Bytes of a page's keys (or values) of a head: its elements, then its scales.
 pub(super) fn block_bytes(shape: &KvShape) -> usize {
     PAGE * (elements_bytes(shape) + shape.store.scale_bytes())
+}
+
+/// Bytes of the keys and values of a chunk of attention: of all heads and layers.
+pub(super) fn chunk_bytes(shape: &KvShape) -> u64 {
+    (2 * shape.layers * shape.kv_heads * CHUNK / PAGE * block_bytes(shape)) as u64
 }
 
 /// Where a block has the elements of its first positions, and where their scales; the latter empty without scales.

@@ -3,15 +3,18 @@
 //! Every buffer of a pool begins with the site's table, so that kernels need one binding for both: per target and slot the
 //! rank, and the power of two that the elements of A (of B) are multiplied by.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use half::f16;
+use wattle_kernels_cpu::fast::Factor;
 use wattle_kernels_cpu::halves;
 use wattle_shaders::params;
 
 use super::device::Gpu;
 use crate::adapter::{Factors, Pair, Place};
+use crate::backend::packs::Packs;
 use crate::error::Result;
 use crate::plan::{FactorType, Site};
 
@@ -36,15 +39,36 @@ pub(super) struct Pool {
 /// What is in the slots.
 type Slots = BTreeMap<usize, Arc<Factors>>;
 
+/// An adapter's factors as binary16, by place: A and B, each with what its elements are to be multiplied by.
+pub(super) type Halves = Arc<BTreeMap<Place, [(Vec<f16>, f32); 2]>>;
+
+/// What pools of binary16 are filled with; pools of f32 take factors as they are.
+pub(super) fn to_halves(factors: &Factors, _: FactorType) -> Result<Halves> {
+    let pair = |(&place, pair): (&Place, &Pair)| (place, [halves(&pair.a), halves(&pair.b)]);
+    Ok(Arc::new(factors.pairs.iter().map(pair).collect()))
+}
+
 /// The pools of all plans.
-#[derive(Default)]
 pub(super) struct Pools {
     pools: Vec<Arc<Pool>>,
     pub slots: Slots,
+    pub packs: Arc<Packs<Halves>>,
     pub bytes: u64,
 }
 
+impl Default for Pools {
+    fn default() -> Self {
+        let packs = Arc::new(Packs::new(FactorType::F16, to_halves));
+        Self { pools: Vec::new(), slots: Slots::new(), packs, bytes: 0 }
+    }
+}
+
 impl Pools {
+    /// None yet, for another backend that takes adapters as they were laid out for this one.
+    pub fn empty(&self) -> Self {
+        Self { packs: Arc::clone(&self.packs), ..Self::default() }
+    }
+
     /// The pools of a site, made and filled unless another plan has an equal one.
     pub fn of(&mut self, gpu: &Gpu, site: &Arc<Site>, factors: FactorType) -> Result<Arc<Pool>> {
         let same = |pool: &&Arc<Pool>| pool.site == *site && pool.factors == factors;
@@ -52,7 +76,9 @@ impl Pools {
             return Ok(Arc::clone(known));
         }
         let pool = Arc::new(Pool::new(gpu, Arc::clone(site), factors)?);
-        self.slots.keys().for_each(|&slot| pool.fill(gpu, slot, &self.slots));
+        self.slots
+            .iter()
+            .try_for_each(|(&slot, factors)| pool.fill(gpu, slot, Some(factors), &self.packs))?;
         self.bytes += pool.a.iter().chain(&pool.b).map(|chunk| chunk.buffer.size()).sum::<u64>();
         self.pools.push(Arc::clone(&pool));
         Ok(pool)
@@ -60,11 +86,12 @@ impl Pools {
 
     /// Puts factors, which were checked against all plans, into a slot of all pools, or empties it.
     pub fn set(&mut self, gpu: &Gpu, slot: usize, factors: Option<Arc<Factors>>) -> Result<()> {
+        self.pools.iter().try_for_each(|pool| pool.fill(gpu, slot, factors.as_ref(), &self.packs))?;
         match factors {
             Some(factors) => self.slots.insert(slot, factors),
             None => self.slots.remove(&slot),
         };
-        self.pools.iter().for_each(|pool| pool.fill(gpu, slot, &self.slots));
+        self.packs.sweep();
         gpu.check()
     }
 }
@@ -102,27 +129,37 @@ impl Pool {
         }
     }
 
-    fn pair<'a>(&self, factors: &'a Factors, index: usize) -> Option<&'a Pair> {
-        factors.pairs.get(&Place { layer: self.site.layer, target: self.site.targets[index].target })
-    }
-
     /// Writes a slot's factors and its entries of the tables.
-    fn fill(&self, gpu: &Gpu, slot: usize, slots: &Slots) {
+    fn fill(
+        &self,
+        gpu: &Gpu,
+        slot: usize,
+        factors: Option<&Arc<Factors>>,
+        packs: &Packs<Halves>,
+    ) -> Result<()> {
         let (site, capacity) = (&*self.site, self.site.capacity);
         if slot >= capacity.slots {
-            return;
+            return Ok(());
         }
-        let factors = slots.get(&slot);
+        let halves = factors.filter(|_| self.factors == FactorType::F16);
+        let halves = halves.map(|factors| packs.of(factors, self.factors)).transpose()?;
         for (index, target) in site.targets.iter().enumerate() {
             let entry = index * capacity.slots + slot;
-            let pair = factors.and_then(|factors| self.pair(factors, index)).filter(|pair| pair.rank > 0);
+            let place = Place { layer: site.layer, target: target.target };
+            let pair = factors.and_then(|factors| factors.pairs.get(&place)).filter(|pair| pair.rank > 0);
             let (rank, scales) = match pair {
                 None => (0, [1.0; 2]),
                 Some(pair) => {
+                    let [a, b] = match halves.as_ref().and_then(|halves| halves.get(&place)) {
+                        Some([(a, a_scale), (b, b_scale)]) => {
+                            [Factor::F16(a, *a_scale), Factor::F16(b, *b_scale)]
+                        }
+                        None => [Factor::F32(&pair.a), Factor::F32(&pair.b)],
+                    };
                     let (first_a, first_b) =
                         (entry * capacity.rank, site.b_offset(index) + slot * target.rows);
-                    let a = self.put(gpu, &self.a, first_a, &pair.a, [pair.cols, site.a_stride()]);
-                    let b = self.put(gpu, &self.b, first_b, &pair.b, [pair.rank, site.b_stride()]);
+                    let a = self.put(gpu, &self.a, first_a, a, [pair.cols, site.a_stride()]);
+                    let b = self.put(gpu, &self.b, first_b, b, [pair.rank, site.b_stride()]);
                     (pair.rank as u32, [a, b])
                 }
             };
@@ -134,19 +171,18 @@ impl Pool {
                 }
             }
         }
+        Ok(())
     }
 
-    /// Writes rows of so many values, a stride apart, from row `begin` of the pool on, as factors are kept; what they are
-    /// to be multiplied by.
-    fn put(&self, gpu: &Gpu, chunks: &[Chunk], begin: usize, values: &[f32], row: [usize; 2]) -> f32 {
-        match self.factors {
-            FactorType::F32 => {
+    /// Writes rows of so many values, a stride apart, from row `begin` of the pool on; what they are to be multiplied by.
+    fn put(&self, gpu: &Gpu, chunks: &[Chunk], begin: usize, values: Factor, row: [usize; 2]) -> f32 {
+        match values {
+            Factor::F32(values) => {
                 self.write(gpu, chunks, begin, &padded(values, 0.0, row), row[1]);
                 1.0
             }
-            FactorType::F16 => {
-                let (values, scale) = halves(values);
-                self.write(gpu, chunks, begin, &padded(&values, f16::ZERO, row), row[1]);
+            Factor::F16(values, scale) => {
+                self.write(gpu, chunks, begin, &padded(values, f16::ZERO, row), row[1]);
                 scale
             }
         }
@@ -175,12 +211,15 @@ impl Pool {
 }
 
 /// Rows of `len` values as rows of `stride`, with `zero` at their ends.
-fn padded<T: Copy>(values: &[T], zero: T, [len, stride]: [usize; 2]) -> Vec<T> {
+fn padded<T: Copy>(values: &[T], zero: T, [len, stride]: [usize; 2]) -> Cow<'_, [T]> {
+    if len == stride {
+        return Cow::Borrowed(values);
+    }
     let mut rows = vec![zero; values.len() / len * stride];
     for (to, from) in rows.chunks_exact_mut(stride).zip(values.chunks_exact(len)) {
         to[..len].copy_from_slice(from);
     }
-    rows
+    Cow::Owned(rows)
 }
 
 /// Buffers for so many rows of `row` bytes, every one behind a table.

@@ -123,7 +123,7 @@ impl GpuBackend {
     fn projects_rightly(&self) -> Result<bool> {
         let capacity =
             Capacity { sequences: 1, context: ROWS, pages: pages_for(ROWS), rows: ROWS, samples: 1 };
-        let mut backend = Self::on(Arc::clone(&self.gpu), capacity)?;
+        let mut backend = self.sibling(capacity)?;
         let rows = (0..ROWS as u32).map(|position| Row::prompt(0, position, 0)).collect();
         let step = Step { rows, samples: Vec::new() };
         for Known { kind, x, y } in known()? {

@@ -8,6 +8,7 @@ use wattle_shaders::{Row, Sample, Sampled};
 
 use super::GpuBackend;
 use super::device::Mapped;
+use super::kv::chunk_bytes;
 use super::launch::stride;
 use super::prepared::Prepared;
 use super::split::{self, Division};
@@ -75,7 +76,7 @@ impl GpuBackend {
         self.counters.submits += 1;
         self.counters.passes += 1;
         self.counters.launches += launches;
-        self.counters.chunks += division.chunks;
+        self.counters.kv_read_bytes += division.chunks * chunk_bytes(&self.sequences()?.shape);
         let ticket = self.counters.steps;
         self.in_flight.push_back(InFlight { ticket, plan: handle, submission, results, stamps });
         self.gpu.check()?;

@@ -20,7 +20,13 @@ struct Tile {
 impl Group<'_> {
     /// The scores of a segment's pages: page by page, so that those who share one find it near. `wide` is room for one.
     #[inline(always)]
-    pub(super) fn keys<S: Simd>(&self, simd: S, segment: &Segment, scores: &mut Scores, wide: &mut Vec<f32>) {
+    pub(super) fn keys<S: Simd>(
+        &mut self,
+        simd: S,
+        segment: &Segment,
+        scores: &mut Scores,
+        wide: &mut Vec<f32>,
+    ) {
         let most = if S::WIDE { 8 } else { 4 };
         let tiles =
             |part: &Range<usize>| tiles(part.clone(), most).into_iter().map(|run| self.tile(run)).collect();
@@ -30,6 +36,7 @@ impl Group<'_> {
                 let Some(first) = tiles.first() else { continue };
                 let page_of = self.queries[first.queries.start].table[page];
                 let values = self.source.read(simd, 0, page_of, wide);
+                self.read += 1;
                 let keys = Keys { values, scale: self.op.scale };
                 for tile in tiles {
                     let queries = &self.queries[tile.queries.clone()];
