@@ -7,7 +7,8 @@ use std::io::Read;
 use std::process::Stdio;
 
 use command::{backends, command, fixture, json, keys, message, sprout, stdout, wattle};
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, serialize_to_file};
 use serde_json::Value;
 
 #[test]
@@ -181,7 +182,52 @@ fn a_quantized_copy_answers_as_the_model_quantized_at_load_does() {
             };
             assert_eq!(ids(copy, &[]), ids(&llama, &["--quant", quant]), "{backend} {quant}");
         }
+        let twice = message(&["plan", "--model", copy, "--quant", "q8_0"], 1);
+        assert!(twice.contains("quantized already"), "{twice}");
     }
+}
+
+#[test]
+fn a_plan_has_the_gates_that_a_file_has() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("gate.safetensors");
+    let file = file.to_str().expect("UTF-8");
+    let args = ["plan", "--shape", "tiny", "--gate", file, "--json"];
+    let sizes: [(&str, &[usize]); 7] = [
+        ("center", &[40]),
+        ("scale", &[40]),
+        ("up.weight", &[1, 4]),
+        ("up.bias", &[1]),
+        ("down.weight", &[1]),
+        ("down.bias", &[1]),
+        ("threshold", &[1]),
+    ];
+    let bytes = [0; 160];
+    let write = |layer: usize| {
+        let tensor = |&(name, shape): &(&str, &[usize])| {
+            let bytes = &bytes[..4 * shape.iter().product::<usize>()];
+            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("its size");
+            (format!("layers.{layer}.{name}"), view)
+        };
+        serialize_to_file(sizes.iter().map(tensor), None, file.as_ref()).expect("a file");
+    };
+    write(1);
+    let gates = |more: &[&str]| {
+        let ops = json(&[&args[..], more].concat())["ops"].as_array().cloned().expect("ops");
+        ops.iter().filter(|op| op["kernel"] == "gate").map(|op| op["name"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(gates(&["--adapter-rank", "4"]), ["\"layers.1.lora_gate\""]);
+    assert_eq!(gates(&[]), [""; 0], "without an adapter there is nothing to open");
+    write(9);
+    let wrong = message(&args, 1);
+    assert!(wrong.contains("layers.9") && wrong.contains(file), "{wrong}");
+}
+
+#[test]
+fn a_folder_of_models_that_is_set_is_the_only_one() {
+    let output = command(&["plan"]).env("WATTLE_MODELS", "/nowhere").output().expect("the binary starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("/nowhere;"), "{stderr}");
 }
 
 #[cfg(unix)]

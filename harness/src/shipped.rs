@@ -9,13 +9,15 @@ const MODEL: &str = "sprout";
 /// Directory name of its adapter, inside the model's directory.
 const ADAPTER: &str = "reason";
 
-/// The shipped model's directory: under `$WATTLE_MODELS`, in the source tree that this program was built from, or
-/// beside the program.
+/// The shipped model's directory: under `$WATTLE_MODELS` where that is set, else in the source tree that this program
+/// was built from, or beside the program.
 pub(crate) fn model() -> Result<PathBuf> {
     let given = std::env::var_os("WATTLE_MODELS").map(PathBuf::from);
+    let unset = given.is_none();
     let source = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models"));
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("models")));
-    let folders: Vec<PathBuf> = [given, source, beside].into_iter().flatten().collect();
+    let usual = [source, beside].into_iter().flatten().filter(|_| unset);
+    let folders: Vec<PathBuf> = given.into_iter().chain(usual).collect();
     let found = folders.iter().map(|folder| folder.join(MODEL)).find(|dir| dir.join("config.json").exists());
     found.ok_or_else(|| {
         let looked: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();

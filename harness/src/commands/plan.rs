@@ -5,7 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 use wattle_engine::model::{Dtype, Model};
 use wattle_engine::plan::{Extent, LoraCapacity, Op, Plan, TensorId};
-use wattle_engine::{EngineOptions, PlanKind};
+use wattle_engine::{EngineOptions, Gate, PlanKind};
 use wattle_policy::energy::{memory_pressure, thermal_yield};
 use wattle_policy::{CostSource, OpCost, Profile, StepShape};
 
@@ -54,7 +54,12 @@ pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<(
     let (model, lora) = model(args, common)?;
     let kind = if args.plain { PlanKind::Plain } else { PlanKind::Fused };
     let options = EngineOptions { plan: kind, ..common.engine_options() };
-    let (base, adapted) = wattle_engine::compile(&model, &options, lora);
+    let (base, mut adapted) = wattle_engine::compile(&model, &options, lora);
+    if let Some(path) = &common.gate {
+        let gate = Gate::load(path)?;
+        gate.check(&model.spec)?;
+        adapted = adapted.with_gate(&gate);
+    }
     let shape = step(args, lora.rank as u32, common.lora_layers.mask(model.spec.layers)?.0);
     let active = shape.rows.iter().any(|row| row.slot.is_some() && row.lora != 0);
     let mut listing = Listing::new(args, lora.rank, if active { &adapted } else { &base }, &shape);
