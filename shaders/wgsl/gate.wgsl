@@ -72,7 +72,9 @@ fn main(lane: Lane) {
     let word = params.layer >> 5u;
     let bit = 1u << (params.layer & 31u);
     let on = step[row].w != NO_INDEX && (step[row + 1u][word] & bit) != 0u;
-    if on && (step[row + 2u].x & GATED) != 0u && !(value > params.threshold) {
+    // By its bits: a compiler may assume that there is no NaN.
+    let open = value > params.threshold && (bitcast<u32>(value) & 0x7fffffffu) <= 0x7f800000u;
+    if on && (step[row + 2u].x & GATED) != 0u && !open {
         step[row + 1u][word] &= ~bit;
         step[row + 2u].y += 1u;
     }

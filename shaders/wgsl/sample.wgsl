@@ -86,7 +86,7 @@ fn draw_sample(index: u32, lane: Lane) {
         }
         token = draw_token(draw, top, threshold, uniform_number(how.xy, vec4u(who.zw, 0u, 0u)), lane);
     }
-    token = select(token, 0u, invalid);
+    token = select(min(token, params.vocab - 1u), 0u, invalid);
     var total = 0.0;
     for (var i = lane.index; i < params.vocab; i += LANES) {
         total += exp(logits[draw.logits + i] - raw_top);

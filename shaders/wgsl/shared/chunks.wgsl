@@ -10,7 +10,8 @@ const MOST = 8u;
 const SHARE = 8u;
 
 var<workgroup> scores: array<f32, MOST * PAD>;
-var<workgroup> partial: array<vec2f, LANES>;
+var<workgroup> tops: array<f32, LANES>;
+var<workgroup> sums: array<f32, LANES>;
 var<workgroup> factors: array<vec2f, MOST>;
 
 // The maximum of the scores of head lane.index / SHARE, and the sum of their weights.
@@ -27,10 +28,10 @@ fn weigh(lane: Lane) -> Softmax {
     for (var i = lane.index % SHARE; i < CHUNK; i += SHARE) {
         top = max(top, scores[at + i]);
     }
-    partial[lane.index].x = top;
+    tops[lane.index] = top;
     workgroupBarrier();
     for (var i = 0u; i < SHARE; i++) {
-        top = max(top, partial[first + i].x);
+        top = max(top, tops[first + i]);
     }
     var sum = 0.0;
     for (var i = lane.index % SHARE; i < CHUNK; i += SHARE) {
@@ -39,11 +40,11 @@ fn weigh(lane: Lane) -> Softmax {
         scores[at + i] = weight;
         sum += weight;
     }
-    partial[lane.index].y = sum;
+    sums[lane.index] = sum;
     workgroupBarrier();
     var total = 0.0;
     for (var i = 0u; i < SHARE; i++) {
-        total += partial[first + i].y;
+        total += sums[first + i];
     }
     return Softmax(top, total);
 }

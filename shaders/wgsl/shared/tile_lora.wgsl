@@ -59,15 +59,18 @@ fn put_factors(i: u32, slot: u32, begin: u32, ranks: u32, span: Span, line: u32,
         }
         put_weights(at / quads, at % quads, b);
     }
-    let width = (ranks + 3u) / 4u * 4u;
+    // A lane writes whole vec4s: those of one write its elements in turn on some devices.
+    let width = (ranks + 3u) / 4u;
     for (var at = lane.index; at < ROWS * width; at += TILE_LANES) {
         let row = at / width;
-        let r = at % width;
-        var value = 0.0;
-        if slot_of[row] == slot && r < ranks {
-            value = t_of(line + row, i, begin + r) * scale;
+        var values = vec4f(); // see above
+        for (var e = 0u; e < 4u; e++) {
+            let r = at % width * 4u + e;
+            if slot_of[row] == slot && r < ranks {
+                values[e] = t_of(line + row, i, begin + r) * scale;
+            }
         }
-        x_tile[row * PITCH + r / 4u][r % 4u] = value;
+        x_tile[row * PITCH + at % width] = values;
     }
 }
 

@@ -53,7 +53,9 @@ impl DeviceInfo {
             software: info.device_type == wgpu::DeviceType::Cpu,
             subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
-            coherent: features.contains(wgpu::Features::MEMORY_DECORATION_COHERENT),
+            // On Metal naga makes a fence for one workgroup of `storageBarrier`, whatever is coherent.
+            coherent: features.contains(wgpu::Features::MEMORY_DECORATION_COHERENT)
+                && info.backend != wgpu::Backend::Metal,
             cooperative: cooperative(adapter),
             timestamps: features.contains(TIMESTAMPS),
             binding: limits.max_storage_buffer_binding_size,
