@@ -154,7 +154,7 @@ impl Case {
     /// Factors of ones on every projection of the layer, and on the embedding.
     pub(crate) fn factors(&self) -> Factors {
         let mut pairs = BTreeMap::new();
-        let Some(model) = self.load() else { return Factors { pairs } };
+        let Some(model) = self.load() else { return Factors::new(pairs) };
         let pair = |rows: usize, cols: usize| {
             let (a, b) = (vec![1.0; self.rank * cols], vec![1.0; rows * self.rank]);
             Pair { rank: self.rank, cols, rows, a, b }
@@ -177,7 +177,7 @@ impl Case {
             };
             pairs.extend(targets.into_iter().filter_map(of));
         }
-        Factors { pairs }
+        Factors::new(pairs)
     }
 
     /// The step: every row sampled.

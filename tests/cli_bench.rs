@@ -78,6 +78,9 @@ fn bench_says_what_weights_are_and_how_a_mask_compares_with_the_base() {
     let of_base = ["of_base_low", "of_base", "of_base_high"].map(|name| lines[1][name].as_f64().expect(name));
     assert!(of_base[0] > 0.0 && of_base.is_sorted(), "{of_base:?}");
     assert!(stdout(&args).contains(" of base |"));
+    let random = ["bench", "--shape", "tiny", "--quant", "q4_1", "--backend", "cpu", "-p", "3", "-n", "0"];
+    let lines = json(&[&random[..], &["-r", "1", "--adapters", "0", "-o", "json"]].concat());
+    assert_eq!(lines[0]["quant"], "q4_1");
 }
 
 #[test]

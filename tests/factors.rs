@@ -31,7 +31,7 @@ fn adapted(
 ) -> Option<(Engine, AdapterId)> {
     let mut engine = engine(&dir(name), EngineOptions { precision, ..options(backend) })?;
     let mut adapter = Adapter::load(&dir(name).join("adapters").join(adapter), engine.spec()).expect("loads");
-    Arc::make_mut(&mut adapter.factors).pairs.values_mut().for_each(change);
+    Arc::make_mut(&mut adapter.factors).pairs_mut().values_mut().for_each(change);
     let id = engine.add_adapter(adapter).expect("a slot");
     Some((engine, id))
 }

@@ -100,3 +100,41 @@ fn votes_need_a_tokenizer() {
     let error = engine.generate(&Request { vote: rule(true), ..Request::new(vec![1], 1) }).expect_err("none");
     assert!(error.to_string().contains("vote"), "{error}");
 }
+
+#[test]
+fn a_path_that_is_ended_early_has_all_that_was_told_and_nothing_else() {
+    for backend in [BackendChoice::Cpu, BackendChoice::Gpu] {
+        let Some((mut engine, request)) = open(backend) else { continue };
+        let whole = engine.generate(&request).expect("a generation").paths.remove(0);
+        let mut end = |request: &Request, at: usize, with: Control| {
+            let mut told = Vec::new();
+            let generation = engine.stream(request, |event| {
+                told.push(event.token);
+                if told.len() == at { with } else { Control::Continue }
+            });
+            let path = generation.expect("a generation").paths.remove(0);
+            assert_eq!(path.token_ids, told, "{with:?}");
+            assert_eq!(path.logprobs.len(), told.len());
+            path
+        };
+        let plain = [Control::Stop, Control::Cancel].map(|with| end(&request, 6, with));
+        let text = plain[0].text.clone().expect("a text");
+        let held = text.chars().last().expect("a character").to_string() + "\u{1}";
+        let stop = Request { stop: vec![held], ..request.clone() };
+        for with in [Control::Stop, Control::Cancel] {
+            assert_eq!(end(&stop, 6, with).text.as_ref(), Some(&text), "what was held back is not lost");
+        }
+        // The closing prompt comes with the sixth token.
+        let closing = Closing { ids: whole.token_ids[..3].to_vec(), answer_tokens: 2 };
+        let closed = Request { max_new_tokens: 6 + closing.tokens(), closing: Some(closing), ..stop };
+        for (with, finish) in [(Control::Stop, Finish::Stop), (Control::Cancel, Finish::Cancelled)] {
+            let path = end(&closed, 6, with);
+            assert_eq!((path.forced.len(), path.text.as_ref(), path.finish), (0, Some(&text), finish));
+            let path = end(&closed, 7, with);
+            assert_eq!((path.forced, path.finish), (6..7, finish));
+        }
+        // One that comes to its own end keeps that.
+        let short = Request { max_new_tokens: 6, ..request };
+        assert_eq!(end(&short, 6, Control::Cancel).finish, Finish::Length);
+    }
+}

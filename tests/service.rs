@@ -243,10 +243,15 @@ fn a_panic_in_an_observer_leaves_the_engine_usable() {
     on_both(|options| {
         let mut engine = open(options);
         for _ in 0..4 {
+            let mut calls = 0;
             let run = std::panic::AssertUnwindSafe(|| {
-                engine.stream(&request(5, 30, 1), |_| panic!("the observer's own mistake"))
+                engine.stream_all(&[request(5, 30, 1), request(6, 30, 1)], |_| {
+                    calls += 1;
+                    panic!("the observer's own mistake")
+                })
             });
             assert!(std::panic::catch_unwind(run).is_err());
+            assert_eq!(calls, 1);
         }
         let paths = engine.generate(&request(4, 9, 2)).expect("a generation").paths;
         assert_eq!(paths, alone(options, &request(4, 9, 2), None, Lora::BASE));

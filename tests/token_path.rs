@@ -93,8 +93,8 @@ fn poisoned(engine: &Engine) -> [Adapter; 2] {
     let whole = Adapter::load(&dir, engine.spec()).expect("the adapter loads");
     let mut nan = (*whole.factors).clone();
     let mut without = nan.clone();
-    without.pairs.retain(|place, _| place.layer == 0);
-    for pair in nan.pairs.iter_mut().filter(|(place, _)| place.layer != 0).map(|(_, pair)| pair) {
+    without.pairs_mut().retain(|place, _| place.layer == 0);
+    for pair in nan.pairs_mut().iter_mut().filter(|(place, _)| place.layer != 0).map(|(_, pair)| pair) {
         pair.a.fill(f32::NAN);
         pair.b.fill(f32::NAN);
     }

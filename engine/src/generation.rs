@@ -129,7 +129,7 @@ pub enum Control {
     Continue,
     /// End this path.
     Stop,
-    /// End all paths of the request, also those that have not begun.
+    /// End all paths of the request, also those that have not begun. One that ends with this token keeps its own end.
     Cancel,
     /// Go on with another adapter, or none, from the next token that has not been started: nothing is encoded again.
     /// The path waits while other requests hold all slots.

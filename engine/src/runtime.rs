@@ -9,7 +9,7 @@ use wattle_shaders::{FROM_STATE, GATED, NO_INDEX, Row, Sampled};
 
 use crate::adapter::Factors;
 use crate::backend::{self, Backend, Capacity, Doors, Limits, PlanHandle, Step, Ticket};
-use crate::cache::{Digest, Ledger, PAGE, PageStats, Room, pages_for};
+use crate::cache::{Ledger, PAGE, PageStats, Room, pages_for};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::options::{BackendChoice, EngineOptions, PlanKind};
@@ -124,15 +124,12 @@ impl Runtime {
         let gated = options.gate.as_ref().filter(|_| lora).map(|gate| prepare(adapted_plan.with_gate(gate)));
         let gated = gated.transpose()?;
         let adapted = if lora { Some(prepare(adapted_plan)?) } else { None };
-        let mut ledger = Ledger::new(
+        let ledger = Ledger::new(
             &mut *backend,
             &capacity,
             options.share_prefixes,
             options.gate.as_ref().map(|gate| gate.digest()),
         )?;
-        if let Some(before) = before {
-            ledger.know_all(&before.ledger);
-        }
         let gates = options.gate.is_some();
         let mut runtime = Self {
             backend,
@@ -161,11 +158,6 @@ impl Runtime {
         self.backend.set_slot(slot, factors.clone())?;
         self.ledger.set_slot(slot, factors.as_ref());
         Ok(())
-    }
-
-    /// Notes the digest of factors that slots will have.
-    pub fn know(&mut self, factors: &Arc<Factors>, digest: Digest) {
-        self.ledger.know(factors, digest);
     }
 
     /// Whether a sequence of so many positions fits, if nothing else is there.

@@ -296,7 +296,7 @@ mod tests {
         let mut factors = Factors::default();
         for (layer, target, rows) in [(0, Target::Q, 40), (0, Target::V, 20), (2, Target::Q, 40)] {
             let pair = Pair { rank: 4, cols: 40, rows, a: vec![0.0; 160], b: vec![0.0; rows * 4] };
-            factors.pairs.insert(Place { layer, target }, pair);
+            factors.pairs_mut().insert(Place { layer, target }, pair);
         }
         Plans { base: base.into(), adapted: Some(adapted.priced_for(&factors)) }
     }

@@ -19,7 +19,7 @@ pub(crate) fn random_adapter(weights: &Weights, rank: usize, seed: u64) -> Adapt
         }
     }
     let name = format!("random-{seed}");
-    Adapter { name, factors: Arc::new(Factors { pairs }), rule: ActivationRule::Always }
+    Adapter { name, factors: Arc::new(Factors::new(pairs)), rule: ActivationRule::Always }
 }
 
 /// SplitMix64 (Steele, Lea & Flood 2014): good enough for weights that mean nothing.

@@ -12,7 +12,7 @@ const ADAPTER: &str = "reason";
 /// The shipped model's directory: under `$WATTLE_MODELS` where that is set, else in the source tree that this program
 /// was built from, or beside the program.
 pub(crate) fn model() -> Result<PathBuf> {
-    let given = std::env::var_os("WATTLE_MODELS").map(PathBuf::from);
+    let given = std::env::var_os("WATTLE_MODELS").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let unset = given.is_none();
     let source = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models"));
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("models")));

@@ -122,7 +122,7 @@ impl Plans {
         // Only which places have factors and their rank matters here.
         let pair = Pair { rank, cols: 0, rows: 0, a: Vec::new(), b: Vec::new() };
         for layer in 0..model.spec.layers as u32 {
-            factors.pairs.extend(targets.iter().map(|&target| (Place { layer, target }, pair.clone())));
+            factors.pairs_mut().extend(targets.iter().map(|&target| (Place { layer, target }, pair.clone())));
         }
         let adapted = adapted.priced_for(&factors);
         Self { base, adapted, layers: model.spec.layers, weight_bytes: weight_bytes(&model.weights) }

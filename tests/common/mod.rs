@@ -117,7 +117,7 @@ pub fn adapter(model: &Model, rank: usize, seed: usize) -> Adapter {
             pairs.insert(Place { layer, target }, Pair { rank, cols, rows, a, b });
         }
     }
-    let factors = Arc::new(Factors { pairs });
+    let factors = Arc::new(Factors::new(pairs));
     Adapter { name: format!("adapter {seed}"), factors, rule: ActivationRule::Always }
 }
 

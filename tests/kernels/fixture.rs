@@ -263,7 +263,7 @@ pub fn slots(site: &Site, random: &mut Random) -> Vec<Option<Arc<Factors>>> {
             let pair = Pair { rank, cols, rows, a: values(rank * cols), b: values(rows * rank) };
             pairs.insert(Place { layer: site.layer, target: target.target }, pair);
         }
-        Some(Arc::new(Factors { pairs }))
+        Some(Arc::new(Factors::new(pairs)))
     };
     let most = site.capacity.rank;
     let low = |index: usize| [3.min(most), 0, 1][index.min(2)];
@@ -298,7 +298,7 @@ pub fn t_values(site: &Site, slots: &[Option<Arc<Factors>>], rows: &[Row], rando
         for (index, target) in site.targets.iter().enumerate() {
             let place = Place { layer: site.layer, target: target.target };
             let factors = slots.get(row.slot as usize).and_then(|slot| slot.as_ref());
-            let rank = factors.and_then(|factors| factors.pairs.get(&place)).map_or(0, |pair| pair.rank);
+            let rank = factors.and_then(|factors| factors.pairs().get(&place)).map_or(0, |pair| pair.rank);
             for partial in line * site.partials()..(line + 1) * site.partials() {
                 let start = partial * site.t_width() + index * site.capacity.rank;
                 values[start..start + rank].copy_from_slice(&random.numbers(rank, 1.0));

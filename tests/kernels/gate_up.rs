@@ -79,8 +79,8 @@ fn carrying_case(case: Case, outputs: usize) -> Case {
     let more = slots(&site, random);
     let own = if lora { case.slots } else { vec![None; more.len()] };
     let merged = |(own, more): (Option<Arc<Factors>>, Option<Arc<Factors>>)| {
-        let pairs = own.iter().chain(&more).flat_map(|factors| factors.pairs.clone()).collect();
-        (own.is_some() || more.is_some()).then(|| Arc::new(Factors { pairs }))
+        let pairs = own.iter().chain(&more).flat_map(|factors| factors.pairs().clone()).collect();
+        (own.is_some() || more.is_some()).then(|| Arc::new(Factors::new(pairs)))
     };
     let slots = own.into_iter().zip(more).map(merged).collect();
     let plan = Arc::new(carrying((*case.plan).clone(), &site));

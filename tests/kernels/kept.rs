@@ -30,7 +30,7 @@ pub fn in_both_types(cases: Vec<Case>) -> Vec<Case> {
 fn changed(slots: &[Option<Arc<Factors>>], change: impl Fn(usize, &mut Pair)) -> Vec<Option<Arc<Factors>>> {
     let of_slot = |(slot, factors): (usize, &Option<Arc<Factors>>)| {
         let mut factors = (**factors.as_ref()?).clone();
-        factors.pairs.values_mut().for_each(|pair| change(slot, pair));
+        factors.pairs_mut().values_mut().for_each(|pair| change(slot, pair));
         Some(Arc::new(factors))
     };
     slots.iter().enumerate().map(of_slot).collect()
@@ -60,7 +60,7 @@ fn bound(factor: &[f32], terms: impl Iterator<Item = (f32, f64)>) -> f64 {
 fn pair<'a>(site: &Site, slots: &'a [Option<Arc<Factors>>], row: &Row, index: usize) -> Option<&'a Pair> {
     let place = Place { layer: site.layer, target: site.targets[index].target };
     let factors = slots.get(row.slot as usize)?.as_ref().filter(|_| row.lora_in(site.layer))?;
-    factors.pairs.get(&place)
+    factors.pairs().get(&place)
 }
 
 /// Bounds of t = A v, v being `size` at most in magnitude; [`bound`] of each part of a row of A.

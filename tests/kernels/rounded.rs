@@ -65,7 +65,7 @@ fn of_t(
         for (index, target) in site.targets.iter().enumerate() {
             let place = Place { layer: site.layer, target: target.target };
             let factors = slots.get(row.slot as usize).and_then(|slot| slot.as_ref());
-            let Some(pair) = factors.and_then(|factors| factors.pairs.get(&place)) else { continue };
+            let Some(pair) = factors.and_then(|factors| factors.pairs().get(&place)) else { continue };
             for (r, a) in pair.a.chunks(pair.cols).enumerate() {
                 for (p, part) in a.chunks(site.part).enumerate() {
                     let at = p * site.t_width() + index * site.capacity.rank + r;

@@ -28,10 +28,10 @@ pub fn join(adapters: &[(&Adapter, f32)]) -> Result<Adapter> {
         return Err(Error::value(&other.name, reason));
     }
     let places: BTreeSet<Place> =
-        adapters.iter().flat_map(|(a, _)| a.factors.pairs.keys().copied()).collect();
+        adapters.iter().flat_map(|(a, _)| a.factors.pairs().keys().copied()).collect();
     let pairs =
         places.into_iter().map(|place| Ok((place, join_at(place, adapters)?))).collect::<Result<_>>()?;
-    let factors = Factors { pairs };
+    let factors = Factors::new(pairs);
     let names: Vec<_> = adapters.iter().map(|(adapter, _)| adapter.name.as_str()).collect();
     Ok(Adapter { name: names.join("+"), factors: Arc::new(factors), rule: first.rule.clone() })
 }
@@ -41,7 +41,7 @@ fn join_at(place: Place, adapters: &[(&Adapter, f32)]) -> Result<Pair> {
     let mut joined = Pair { rank: 0, cols: 0, rows: 0, a: Vec::new(), b: Vec::new() };
     let mut pairs = Vec::new();
     for (adapter, strength) in adapters {
-        let Some(pair) = adapter.factors.pairs.get(&place) else { continue };
+        let Some(pair) = adapter.factors.pairs().get(&place) else { continue };
         if joined.rank > 0 && (joined.rows, joined.cols) != (pair.rows, pair.cols) {
             let reason = format!(
                 "[{}, {}] at {place:?}, expected [{}, {}] as the others have",

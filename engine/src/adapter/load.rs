@@ -23,7 +23,7 @@ pub(super) fn load(dir: &Path, spec: &Spec) -> Result<(Factors, ActivationRule)>
         }
     }
     loader.warn();
-    if factors.pairs.is_empty() {
+    if factors.pairs().is_empty() {
         let reason = "no factors for a module that adapter_config.json targets and the model has; \
                       expected names like base_model.model.<module>.lora_A.weight";
         return Err(Error::file(file.path(), reason));
@@ -167,7 +167,7 @@ impl<'a> Loader<'a> {
         let mut b = b.iter().map(|&value| (f64::from(value) * scale) as f32);
         for &(place, rows) in &linear.parts {
             let part = Pair { rank, cols, rows, a: a.clone(), b: b.by_ref().take(rows * rank).collect() };
-            if factors.pairs.insert(place, part).is_some() {
+            if factors.pairs_mut().insert(place, part).is_some() {
                 return Err(
                     self.wrong(module, format!("a second pair of factors for {place:?}, expected one"))
                 );

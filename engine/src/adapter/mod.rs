@@ -65,12 +65,12 @@ impl Adapter {
 
     /// The highest rank of its places.
     pub fn rank(&self) -> usize {
-        self.factors.pairs.values().map(|pair| pair.rank).max().unwrap_or(0)
+        self.factors.pairs().values().map(|pair| pair.rank).max().unwrap_or(0)
     }
 
     /// Whether some projection outside the layers (the head, say) has factors.
     pub fn has_factors_outside_layers(&self) -> bool {
-        self.factors.pairs.keys().any(|place| place.layer == wattle_shaders::OUTSIDE_LAYERS)
+        self.factors.pairs().keys().any(|place| place.layer == wattle_shaders::OUTSIDE_LAYERS)
     }
 
     /// A hash of what the adapter does, whatever its name: equal for equal places, factors and rule. It reads all
@@ -78,7 +78,7 @@ impl Adapter {
     pub fn content_id(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.rule.hash(&mut hasher);
-        for (place, pair) in &self.factors.pairs {
+        for (place, pair) in self.factors.pairs() {
             place.hash(&mut hasher);
             [pair.rank, pair.cols, pair.rows].hash(&mut hasher);
             hasher.write(bytemuck::cast_slice(&pair.a));

@@ -181,7 +181,7 @@ mod tests {
     use crate::adapter::ActivationRule;
 
     fn adapter(name: &str) -> Arc<Adapter> {
-        let factors = Arc::new(Factors { pairs: BTreeMap::new() });
+        let factors = Arc::new(Factors::default());
         Arc::new(Adapter { name: name.into(), factors, rule: ActivationRule::Always })
     }
 

@@ -71,16 +71,16 @@ fn load(config: Value, family: Family, modules: &[(&str, usize, usize, usize)]) 
 }
 
 fn places(adapter: &Adapter) -> Vec<(u32, Target)> {
-    adapter.factors.pairs.keys().map(|place| (place.layer, place.target)).collect()
+    adapter.factors.pairs().keys().map(|place| (place.layer, place.target)).collect()
 }
 
 fn targets(adapter: &Adapter) -> Vec<Target> {
-    adapter.factors.pairs.keys().map(|place| place.target).collect()
+    adapter.factors.pairs().keys().map(|place| place.target).collect()
 }
 
 /// B of the only place, divided by what the file has.
 fn scale(adapter: &Adapter) -> f32 {
-    let pair = adapter.factors.pairs.values().next().unwrap();
+    let pair = adapter.factors.pairs().values().next().unwrap();
     let scale = pair.b[0] / values(1)[0];
     let expected: Vec<f32> = values(pair.rows * pair.rank).iter().map(|v| v * scale).collect();
     assert_eq!(pair.b, expected);
@@ -131,7 +131,7 @@ fn fused_modules_share_a_and_split_b() {
             vec![Target::Gate, Target::Up]
         };
         assert_eq!(targets(&adapter), expected);
-        let pairs: Vec<_> = adapter.factors.pairs.values().collect();
+        let pairs: Vec<_> = adapter.factors.pairs().values().collect();
         assert_eq!(pairs.iter().map(|pair| pair.rows).collect::<Vec<_>>(), rows);
         assert!(pairs.iter().all(|pair| pair.a == values(24)));
         let b: Vec<f32> = pairs.iter().flat_map(|pair| pair.b.clone()).collect();
@@ -264,7 +264,7 @@ fn an_invocation_activates_from_its_last_occurrence_on() {
 
 /// B·A of a place.
 fn product(adapter: &Adapter, place: Place) -> Vec<f32> {
-    let pair = &adapter.factors.pairs[&place];
+    let pair = &adapter.factors.pairs()[&place];
     let at = |row: usize, col: usize| {
         (0..pair.rank).map(|i| pair.b[row * pair.rank + i] * pair.a[i * pair.cols + col]).sum::<f32>()
     };
@@ -295,8 +295,8 @@ fn a_joined_adapter_is_the_weighted_sum() {
     }
     assert_eq!(join(&[(&one, 1.0)]).unwrap(), one);
     let up = Place { layer: 1, target: Target::Up };
-    let half: Vec<f32> = other.factors.pairs[&up].b.iter().map(|b| b * 0.5).collect();
-    assert_eq!(join(&[(&other, 0.5)]).unwrap().factors.pairs[&up].b, half);
+    let half: Vec<f32> = other.factors.pairs()[&up].b.iter().map(|b| b * 0.5).collect();
+    assert_eq!(join(&[(&other, 0.5)]).unwrap().factors.pairs()[&up].b, half);
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn what_cannot_be_joined_is_refused() {
     assert!(refused(&[(&one, 1.0), (&late, 1.0)]).contains("equal activation rules"));
     assert!(refused(&[(&one, f32::NAN)]).contains("finite"));
     let mut narrow = of_another.clone();
-    Arc::make_mut(&mut narrow.factors).pairs.values_mut().for_each(|pair| pair.rows = 6);
+    Arc::make_mut(&mut narrow.factors).pairs_mut().values_mut().for_each(|pair| pair.rows = 6);
     assert!(refused(&[(&one, 1.0), (&narrow, 1.0)]).contains("expected [12, 12]"));
     let many = vec![(&one, 1.0); MAX_RANK / 2 + 1];
     assert!(refused(&many).contains("at most 4096"));

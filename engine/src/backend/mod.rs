@@ -4,7 +4,6 @@ pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod limits;
-mod packs;
 mod pages;
 mod plan_check;
 mod select;
@@ -23,7 +22,7 @@ pub use select::create;
 
 use crate::adapter::Factors;
 use crate::error::Result;
-use crate::plan::{Plan, TensorId};
+use crate::plan::{FactorType, Plan, TensorId};
 
 /// The rows of a step and which of them are sampled.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -140,14 +139,22 @@ pub struct Counters {
     pub host_ops: u64,
 }
 
-/// Lays factors out as a backend wants them, on any thread, so that [`Backend::set_slot`] finds them ready and steps go on
+/// Lays factors out as a backend wants them, on any thread, so that [`Backend::set_slot`] finds that done and steps go on
 /// meanwhile.
-pub trait Pack: Send + Sync {
-    /// Lays these factors out, and keeps the result for as long as they live.
+#[derive(Clone, Copy)]
+pub struct Packer {
+    kept: FactorType,
+    lay_out: fn(&Factors, FactorType) -> Result<()>,
+}
+
+impl Packer {
+    /// Lays these factors out; they keep the result.
     ///
     /// # Errors
     /// [`crate::Error::Value`] when there is no memory for it.
-    fn pack(&self, factors: &Arc<Factors>) -> Result<()>;
+    pub fn pack(&self, factors: &Factors) -> Result<()> {
+        (self.lay_out)(factors, self.kept)
+    }
 }
 
 /// A device that runs plans. One backend holds one model's KV cache and sequence states.
@@ -171,8 +178,8 @@ pub trait Backend: Send {
     /// Puts factors into an adapter slot of all prepared plans (and of those prepared later), or empties it.
     fn set_slot(&mut self, slot: usize, factors: Option<Arc<Factors>>) -> Result<()>;
 
-    /// What lays factors out for this backend and for every [`Self::another`]; `None` where slots take them as they are.
-    fn packer(&self) -> Option<Arc<dyn Pack>> {
+    /// What lays factors out for backends of this kind and precision; `None` where slots take them as they are.
+    fn packer(&self) -> Option<Packer> {
         None
     }
 

@@ -181,7 +181,7 @@ pub fn factors(plan: &Plan, slot: usize, factors: &Factors) -> Result<()> {
         below("slot", slot, site.capacity.slots)?;
         for target in &site.targets {
             let place = crate::adapter::Place { layer: site.layer, target: target.target };
-            let Some(pair) = factors.pairs.get(&place) else { continue };
+            let Some(pair) = factors.pairs().get(&place) else { continue };
             let name = format!("factors of {:?} in layer {}", place.target, place.layer);
             below(format!("{name}: rank"), pair.rank, site.capacity.rank + 1)?;
             let sizes = (pair.cols, pair.rows, pair.a.len(), pair.b.len());

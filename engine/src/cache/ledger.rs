@@ -1,7 +1,7 @@
 //! Keeps the accounts while steps run: before a step its rows get pages, afterwards drawn tokens become known.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use wattle_policy::Prefix;
 use wattle_shaders::{FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, NO_INDEX, Row, Sampled};
@@ -21,7 +21,6 @@ pub(crate) struct Ledger {
     before: PageStats,
     /// Content of each adapter slot, and the layers that it has factors in.
     slots: HashMap<u32, (Digest, LayerMask)>,
-    digests: Vec<(Weak<Factors>, Digest)>,
     /// Of the gate that gated rows obey.
     gate: Option<Digest>,
     /// How often each sequence was begun: what an earlier life drew must not be taken for a later one's.
@@ -43,9 +42,9 @@ impl Ledger {
         gate: Option<Digest>,
     ) -> Result<Self> {
         let pages = Pages::new(capacity.pages, share);
-        let (slots, digests) = (HashMap::new(), Vec::new());
-        let (before, lives, draws) = (PageStats::default(), BTreeMap::new(), HashMap::new());
-        let mut ledger = Self { pages, before, slots, digests, gate, lives, draws };
+        let (slots, before) = (HashMap::new(), PageStats::default());
+        let (lives, draws) = (BTreeMap::new(), HashMap::new());
+        let mut ledger = Self { pages, before, slots, gate, lives, draws };
         (0..capacity.sequences as u32).try_for_each(|sequence| ledger.release(backend, sequence))?;
         Ok(ledger)
     }
@@ -56,26 +55,7 @@ impl Ledger {
             self.slots.remove(&(slot as u32));
             return;
         };
-        // An adapter comes and goes, and is only once read for its digest.
-        let known = self.digests.iter().find(|(known, _)| known.ptr_eq(&Arc::downgrade(factors)));
-        let digest = known.map_or_else(|| factors.digest(), |(_, digest)| *digest);
-        self.know(factors, digest);
-        self.slots.insert(slot as u32, (digest, factors.layers()));
-    }
-
-    /// Notes the digest of factors, so that they need not be read for it.
-    pub fn know(&mut self, factors: &Arc<Factors>, digest: Digest) {
-        // While there is a weak reference to factors, no others have their address.
-        self.digests.retain(|(known, _)| known.strong_count() > 0);
-        let factors = Arc::downgrade(factors);
-        if !self.digests.iter().any(|(known, _)| known.ptr_eq(&factors)) {
-            self.digests.push((factors, digest));
-        }
-    }
-
-    /// Notes the digests that another ledger knows.
-    pub fn know_all(&mut self, other: &Self) {
-        self.digests.clone_from(&other.digests);
+        self.slots.insert(slot as u32, (factors.digest(), factors.layers()));
     }
 
     /// Begins a sequence with what it finds of its prompt, whose rows are given: how many positions that is. `None`

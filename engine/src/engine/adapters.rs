@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::adapter::{self, Adapter, Residency, ResidencyCounts};
-use crate::backend::Pack;
-use crate::cache::Digest;
+use crate::backend::Packer;
 use crate::error::{Error, Result};
 use crate::model::{Model, Spec};
 use crate::options::{AdapterRoom, EngineOptions};
@@ -37,8 +36,7 @@ impl Engine {
         Preparer(self.runtime.backend.packer())
     }
 
-    pub(crate) fn add_ready(&mut self, ready: Ready) -> Result<AdapterId> {
-        let adapter = self.know(ready);
+    pub(crate) fn add_ready(&mut self, Ready(adapter): Ready) -> Result<AdapterId> {
         let id = self.adapters.add(Arc::clone(&adapter));
         let result = self.bring(&adapter);
         if result.is_err() {
@@ -47,19 +45,13 @@ impl Engine {
         result.map(|()| id)
     }
 
-    fn know(&mut self, ready: Ready) -> Arc<Adapter> {
-        self.runtime.know(&ready.adapter.factors, ready.digest);
-        ready.adapter
-    }
-
     /// Puts another adapter under an id. Requests that run go on with what they began with.
     pub fn replace_adapter(&mut self, id: AdapterId, adapter: Adapter) -> Result<()> {
         let ready = self.preparer().prepare(adapter)?;
         self.replace_ready(id, ready)
     }
 
-    pub(crate) fn replace_ready(&mut self, id: AdapterId, ready: Ready) -> Result<()> {
-        let adapter = self.know(ready);
+    pub(crate) fn replace_ready(&mut self, id: AdapterId, Ready(adapter): Ready) -> Result<()> {
         let before = self.adapters.get(id).cloned().ok_or_else(not_loaded)?;
         self.adapters.replace(id, Some(Arc::clone(&adapter)));
         if let Err(error) = self.bring(&adapter) {
@@ -163,21 +155,18 @@ impl Engine {
 
 /// Does with an adapter what needs no engine: between two steps there is no time for it.
 #[derive(Clone)]
-pub(crate) struct Preparer(Option<Arc<dyn Pack>>);
+pub(crate) struct Preparer(Option<Packer>);
 
 /// An adapter of which that was done.
-pub(crate) struct Ready {
-    adapter: Arc<Adapter>,
-    digest: Digest,
-}
+pub(crate) struct Ready(Arc<Adapter>);
 
 impl Preparer {
     pub fn prepare(&self, adapter: Adapter) -> Result<Ready> {
         adapter.factors.check()?;
-        let digest = adapter.factors.digest();
-        let adapter = Arc::new(adapter);
-        self.0.as_ref().map_or(Ok(()), |packer| packer.pack(&adapter.factors))?;
-        Ok(Ready { adapter, digest })
+        // Whoever asks for it later finds it made.
+        adapter.factors.digest();
+        self.0.map_or(Ok(()), |packer| packer.pack(&adapter.factors))?;
+        Ok(Ready(Arc::new(adapter)))
     }
 }
 

@@ -244,9 +244,12 @@ impl Engine {
         // A panic of the observer goes on once nothing is under way any more.
         let mut panic = None;
         let mut guarded = |event: &Event<'_>| {
+            if panic.is_some() {
+                return Control::Cancel;
+            }
             let control = catch_unwind(AssertUnwindSafe(|| observer(event)));
             control.unwrap_or_else(|payload| {
-                panic.get_or_insert(payload);
+                panic = Some(payload);
                 Control::Cancel
             })
         };

@@ -97,7 +97,7 @@ impl Engine {
     }
 
     /// Checks everything about a request that can be wrong.
-    pub(super) fn checked(&self, request: &Request) -> Result<Order> {
+    pub(crate) fn checked(&self, request: &Request) -> Result<Order> {
         let (spec, prompt) = (&self.model.spec, request.ids.len());
         if prompt == 0 {
             return Err(Error::value("prompt", "it has no tokens; at least one is needed"));

@@ -11,6 +11,7 @@ use super::matrix::{Bytes, Dtype, Matrix, Vector};
 use super::tensors::{TensorFile, to_f32};
 use super::weights::{Order, Source};
 use crate::error::{Error, Result};
+use crate::threads;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -114,7 +115,10 @@ impl Source for Checkpoint {
         };
         let data = match order {
             Order::OutIn => aligned(data, dtype),
-            Order::InOut => transposed(data.as_ref(), cols, rows, dtype),
+            Order::InOut => {
+                threads::ready()?;
+                transposed(data.as_ref(), cols, rows, dtype)
+            }
         };
         data.and_then(|data| Matrix::new(name, rows, cols, dtype, data))
             .ok_or_else(|| self.error(name, format!("no memory for a copy of [{rows}, {cols}]")))

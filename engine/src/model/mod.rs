@@ -69,7 +69,6 @@ impl Model {
         if !dir.is_dir() {
             return Err(Error::file(dir, "not a directory; expected a model directory with config.json"));
         }
-        threads::ready()?;
         let path = dir.join("config.json");
         let config = fields(&path)?.ok_or_else(|| match dir.join("adapter_config.json").exists() {
             true => {

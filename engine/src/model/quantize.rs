@@ -92,7 +92,6 @@ impl Model {
     /// [`Error::Value`] where nothing is left to quantize, or that names a matrix which has weights that are not finite,
     /// or for which memory is too small.
     pub fn quantized(&self, quant: Quant) -> Result<Self> {
-        threads::ready()?;
         let changed = Cell::new(false);
         let model = self.stored(&|matrix, outside| {
             let made = quantize(matrix, quant.format(outside))?;
@@ -193,6 +192,7 @@ pub(crate) fn quantize(matrix: &Arc<Matrix>, format: PanelFormat) -> Result<Arc<
     let no_memory = || Error::value(&matrix.name, format!("no memory to quantize [{rows}, {cols}]"));
     let mut made = Made::zeroed(format, rows, cols).ok_or_else(no_memory)?;
     let dense = weight(matrix)?;
+    threads::ready()?;
     if !made.fill(&dense, rows, cols) {
         return Err(Error::value(&matrix.name, "has weights that are not finite, which cannot be quantized"));
     }

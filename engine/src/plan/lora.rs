@@ -55,7 +55,7 @@ impl Plan {
         for op in &mut plan.ops {
             for site in op.sites_mut() {
                 let rank =
-                    |target| factors.pairs.get(&Place { layer: site.layer, target }).map(|pair| pair.rank);
+                    |target| factors.pairs().get(&Place { layer: site.layer, target }).map(|pair| pair.rank);
                 let has = |t: &SiteTarget| rank(t.target).is_some();
                 let targets: Vec<_> = site.targets.iter().copied().filter(has).collect();
                 let rank = targets.iter().filter_map(|t| rank(t.target)).max().unwrap_or(0);

@@ -9,6 +9,15 @@ use crate::generation::{Control, Event, Finish};
 use crate::schedule::host::Host;
 use crate::schedule::scheduler::{Observer, Scheduler};
 
+/// A token on its way to the observer.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Delivered {
+    pub token: u32,
+    pub logprob: f32,
+    pub text: String,
+    pub finish: Option<Finish>,
+}
+
 impl Scheduler {
     /// Hands a token to its path and to the observer; ends the path where it ends.
     pub(super) fn deliver(
@@ -32,18 +41,15 @@ impl Scheduler {
         self.drawn += 1;
         // Whoever has a prompt like this one's can share it from now on.
         self.released += u64::from(!std::mem::replace(&mut sequence.shareable, true));
-        let mut end = None;
-        for delivered in sequence.accept(sampled, now) {
-            let crate::schedule::sequence::Delivered { token, logprob, text, finish } = delivered;
+        let (mut end, mut cancelled) = (None, false);
+        let mut next = Some(sequence.accept(sampled, now));
+        while let Some(Delivered { token, logprob, text, finish }) = next {
             let request = job as usize;
             end = end.or(finish);
             match observer(&Event { request, path, token, logprob, text: &text, finish }) {
                 Control::Continue => {}
                 Control::Stop => end = end.or(Some(Finish::Stop)),
-                Control::Cancel => {
-                    self.cancel(job, host);
-                    return Ok(());
-                }
+                Control::Cancel => cancelled = true,
                 // It has said all that it will.
                 Control::Switch(_) if end.is_some() => {}
                 Control::Switch(lora) => match host.resolve(&lora) {
@@ -54,6 +60,8 @@ impl Scheduler {
                     }
                 },
             }
+            // A closing prompt follows only where the path goes on.
+            next = if end.is_none() && !cancelled { self.running[at].force() } else { None };
         }
         if let Some(finish) = end {
             self.end_path(at, finish, true, host);
@@ -61,6 +69,10 @@ impl Scheduler {
                 self.end_job(job, Finish::Stop, true, host);
             }
             self.retire(job);
+        }
+        // A path that has come to its own end keeps it.
+        if cancelled {
+            self.cancel(job, host);
         }
         Ok(())
     }

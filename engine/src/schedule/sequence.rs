@@ -7,6 +7,7 @@ use wattle_shaders::{FROM_STATE, GATED, GENERATED, LONG_ROPE, LayerMask, NO_INDE
 
 use crate::generation::{Finish, Path};
 use crate::request::{Request, Sampling};
+use crate::schedule::deliver::Delivered;
 use crate::schedule::host::Room;
 use crate::schedule::job::Order;
 use crate::schedule::loras::{Choice, Loras};
@@ -29,15 +30,6 @@ impl PathLimits {
     pub fn tokens(&self, request: &Request) -> usize {
         self.context.min(request.ids.len().saturating_add(request.max_new_tokens))
     }
-}
-
-/// A token on its way to the observer.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Delivered {
-    pub token: u32,
-    pub logprob: f32,
-    pub text: String,
-    pub finish: Option<Finish>,
 }
 
 /// One path while it runs.
@@ -69,6 +61,8 @@ pub(crate) struct Sequence {
     forced: std::ops::Range<usize>,
     stream: Option<Stream<Arc<Tokenizer>>>,
     stop: StopMatcher,
+    /// Whether a stop text came: what follows it is not shown.
+    stopped: bool,
     text: String,
     logprobs: Vec<f32>,
     /// Whether its prompt was run, on this device, and noticed as one that others can share.
@@ -100,6 +94,7 @@ impl Sequence {
             forced: 0..0,
             stream: limits.tokenizer.as_ref().map(|tokenizer| Stream::new(Arc::clone(tokenizer), true)),
             stop: StopMatcher::new(&request.stop),
+            stopped: false,
             text: String::new(),
             logprobs: Vec::new(),
             shareable: false,
@@ -182,7 +177,7 @@ impl Sequence {
     /// draws may be under way. What others do must not move it.
     pub fn switch(&mut self, lora: Choice, depth: usize) {
         // A closing prompt is known: nothing was drawn ahead of it.
-        let closes = self.tokens.len() > self.drawn;
+        let closes = self.tokens.len() > self.drawn || self.closes();
         let ahead = if closes { 0 } else { depth.saturating_sub(1) };
         let next = self.drawn.saturating_sub(1) + ahead;
         self.loras.switch(next.max(self.planned).max(self.counted), lora);
@@ -199,9 +194,9 @@ impl Sequence {
         if self.loras.is_placed(self.planned) { None } else { self.loras.leave() }
     }
 
-    /// Whether its next row needs another slot than it has; one that has no room yet gets both together.
+    /// Whether its next row, if there is one, needs another slot than it has; one that has no room yet gets both together.
     pub fn waits_for_slot(&self) -> bool {
-        !self.waits_for_room && !self.loras.is_placed(self.planned)
+        !self.waits_for_room && self.planned + 1 < self.limit() && !self.loras.is_placed(self.planned)
     }
 
     /// The adapter that its next row needs is in this slot, if it needs one.
@@ -323,9 +318,8 @@ impl Sequence {
         }
     }
 
-    /// Takes a drawn token: its new text, and why the path ends here, if it does. Where a closing prompt follows, its
-    /// tokens come with it.
-    pub fn accept(&mut self, sampled: Sampled, now: Duration) -> Vec<Delivered> {
+    /// Takes a drawn token: its new text, and why the path ends here, if it does.
+    pub fn accept(&mut self, sampled: Sampled, now: Duration) -> Delivered {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         self.closed += u64::from(sampled.closed);
@@ -333,6 +327,7 @@ impl Sequence {
         self.drawn = self.tokens.len();
         let (text, stopped) = self.stop.push(&text);
         self.text.push_str(&text);
+        self.stopped = stopped;
         let finish = if stopped {
             Some(Finish::Stop)
         } else if self.limits.eos.contains(&sampled.token) {
@@ -340,28 +335,29 @@ impl Sequence {
         } else {
             self.is_full().then_some(Finish::Length)
         };
-        let rest =
-            if finish.is_some_and(|finish| finish != Finish::Stop) { self.flush() } else { String::new() };
+        let rest = if finish.is_some() && !stopped { self.flush() } else { String::new() };
         let text = text + &rest;
-        let first = Delivered { token: sampled.token, logprob: sampled.logprob, text, finish };
-        let mut delivered = vec![first];
-        if finish.is_none() && self.closing_at().is_some_and(|at| self.tokens.len() >= at) {
-            self.close(&mut delivered);
-        }
-        delivered
+        Delivered { token: sampled.token, logprob: sampled.logprob, text, finish }
     }
 
-    /// Puts the closing prompt behind the path's tokens. Its text is not searched for stop texts.
-    fn close(&mut self, delivered: &mut Vec<Delivered>) {
-        let request = Arc::clone(&self.request);
-        let Some(closing) = &request.closing else { return };
-        let start = self.logprobs.len();
-        for &token in &closing.ids {
-            let text = self.stop.finish() + &self.push(token, 0.0);
-            self.text.push_str(&text);
-            delivered.push(Delivered { token, logprob: 0.0, text, finish: None });
+    /// Whether a closing prompt begins behind the tokens that there are.
+    fn closes(&self) -> bool {
+        self.closing_at().is_some_and(|at| self.tokens.len() >= at)
+    }
+
+    /// Puts the next token of a closing prompt behind the path's, if it is time for one. Its text is not searched for
+    /// stop texts.
+    pub fn force(&mut self) -> Option<Delivered> {
+        if self.closes() {
+            self.forced = self.logprobs.len()..self.logprobs.len();
+        } else if self.forced.is_empty() {
+            return None;
         }
-        self.forced = start..self.logprobs.len();
+        let token = *self.request.closing.as_ref()?.ids.get(self.forced.len())?;
+        let text = self.stop.finish() + &self.push(token, 0.0);
+        self.text.push_str(&text);
+        self.forced.end = self.logprobs.len();
+        Some(Delivered { token, logprob: 0.0, text, finish: None })
     }
 
     /// Adds a token; returns its text.
@@ -382,7 +378,7 @@ impl Sequence {
 
     /// The path's result.
     pub fn finish(mut self, finish: Finish) -> Path {
-        if finish != Finish::Stop {
+        if !self.stopped {
             self.flush();
         }
         let token_ids = self.tokens.split_off(self.request.ids.len());

@@ -123,7 +123,7 @@ impl Client {
         self.add(|| read_adapters(&[(dir, scale)], &self.shared.spec))
     }
 
-    /// Adds an adapter that is in memory already. It is read, and on a CPU laid out, on a thread that gives way to the
+    /// Adds an adapter that is in memory already. It is read and laid out on a thread that gives way to the
     /// engine's: those who run wait only for its way into a slot, and, where there is no slot for one more, for everything
     /// to be made anew.
     ///

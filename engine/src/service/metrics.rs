@@ -11,7 +11,6 @@ use crate::generation::{Finish, Generation};
 use crate::schedule::Load;
 
 /// What was told so far, of what others count: counters of several services add up.
-#[derive(Default)]
 pub(super) struct Published {
     load: Load,
     adapters: ResidencyCounts,
@@ -19,6 +18,11 @@ pub(super) struct Published {
 }
 
 impl Published {
+    /// Of an engine that did something before there was this service.
+    pub fn after(adapters: ResidencyCounts, pages: PageStats) -> Self {
+        Self { load: Load::default(), adapters, pages }
+    }
+
     /// Tells what is new.
     pub fn update(&mut self, public: &ServiceLoad, load: &Load, adapters: ResidencyCounts) {
         gauge!("wattle_queued_requests").set(public.queued as f64);

@@ -20,7 +20,7 @@ use worker::{Command, Worker};
 /// How a service is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceOptions {
-    /// Requests that may wait for their first path to begin; more are refused ([`Error::Busy`]).
+    /// Requests that may wait for their first path to begin, at least one; more are refused ([`Error::Busy`]).
     pub queue: usize,
 }
 
@@ -100,8 +100,11 @@ impl Service {
     /// Gives the engine to a new thread.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when the system starts no thread.
+    /// [`Error::Value`] for a queue without places, [`Error::Stopped`] when the system starts no thread.
     pub fn start(engine: Engine, options: ServiceOptions) -> Result<Self> {
+        if options.queue == 0 {
+            return Err(Error::value("queue", "0 places, expected at least one: no request could begin"));
+        }
         let (sender, commands) = mpsc::channel();
         let client = Client::new(&engine, options, sender);
         let load = client.shared_load();

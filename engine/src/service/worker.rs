@@ -82,7 +82,8 @@ pub(super) struct Worker {
 impl Worker {
     pub fn new(engine: Engine, commands: mpsc::Receiver<Command>, load: Arc<Mutex<ServiceLoad>>) -> Self {
         let scheduler = engine.scheduler();
-        let (entries, published, started) = (BTreeMap::new(), metrics::Published::default(), Instant::now());
+        let published = metrics::Published::after(engine.adapter_counts(), engine.pages());
+        let (entries, started) = (BTreeMap::new(), Instant::now());
         Self { engine, scheduler, commands, tasks: VecDeque::new(), entries, load, published, started }
     }
 
@@ -152,14 +153,15 @@ impl Worker {
         }
     }
 
-    /// Takes a request; one that is to run gets room made for it.
+    /// Takes a request; one that is to run, and whose time is not over, gets room made for it.
     fn submit(&mut self, submission: Submission, runs: bool) {
         let Submission { ticket, request, callback, sender, place, at } = submission;
+        let over = request.deadline.is_some_and(|time| at.elapsed() >= time);
         let at = at.saturating_duration_since(self.started);
-        let taken = if runs {
+        let taken = if runs && !over {
             self.engine.submit(&mut self.scheduler, &request, at)
         } else {
-            self.engine.order(&request).map(|order| self.scheduler.submit(order, at))
+            self.engine.checked(&request).map(|order| self.scheduler.submit(order, at))
         };
         match taken {
             Ok(job) => {

@@ -8,12 +8,11 @@ use wattle_shaders::Sampled;
 
 use super::fast;
 use super::layout::Activations;
-use super::slot::Slot;
-use super::{CpuBackend, CpuOptions, KvCache, Prepared};
+use super::slot::{Slot, pack};
+use super::{CpuBackend, KvCache, Mode, Prepared};
 use crate::adapter::Factors;
 use crate::backend::{
-    Backend, Capacity, Counters, Doors, Limits, Memory, Pack, PlanHandle, Step, Ticket, Timing, plan_check,
-    validate,
+    Backend, Counters, Doors, Limits, Memory, Packer, PlanHandle, Step, Ticket, Timing, plan_check, validate,
 };
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, RopeTable, TensorId};
@@ -48,13 +47,11 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
-    fn another(&self, capacity: Capacity) -> Result<Option<Box<dyn Backend>>> {
-        let new = Self::new(CpuOptions { capacity, ..self.options })?;
-        Ok(Some(Box::new(Self { packs: self.packs.clone(), ..new })))
-    }
-
-    fn packer(&self) -> Option<Arc<dyn Pack>> {
-        Some(Arc::clone(self.packs.as_ref()?) as Arc<dyn Pack>)
+    fn packer(&self) -> Option<Packer> {
+        // The plain twins take factors as they are.
+        let lay_out = |factors: &Factors, kept| factors.laid_out(kept, pack).map(drop);
+        let kept = self.options.precision.factors();
+        (self.options.mode == Mode::Fast).then_some(Packer { kept, lay_out })
     }
 
     fn limits(&self) -> Limits {
@@ -74,8 +71,8 @@ impl Backend for CpuBackend {
         if self.kv.is_none() {
             self.kv = Some(KvCache::new(plan.kv, capacity, guards)?);
         }
-        if let Some(packs) = &self.packs {
-            self.slots.values_mut().try_for_each(|slot| slot.pack(plan.factors, packs))?;
+        if self.options.mode == Mode::Fast {
+            self.slots.values_mut().try_for_each(|slot| slot.pack(plan.factors))?;
         }
         let timing =
             |op: &Op| Timing { op: op.name.clone(), kernel: op.kind.kernel(), seconds: 0.0, launches: 0 };
@@ -98,14 +95,13 @@ impl Backend for CpuBackend {
                 let mut new = Slot::new(factors);
                 for prepared in &self.plans {
                     validate::factors(&prepared.plan, slot, &new.factors)?;
-                    if let Some(packs) = &self.packs {
-                        new.pack(prepared.plan.factors, packs)?;
+                    if self.options.mode == Mode::Fast {
+                        new.pack(prepared.plan.factors)?;
                     }
                 }
                 self.slots.insert(slot, new)
             }
         };
-        self.packs.iter().for_each(|packs| packs.sweep());
         Ok(())
     }
 

@@ -25,7 +25,6 @@ use wattle_kernels_cpu::fast::Precision;
 use wattle_policy::OpCost;
 use wattle_shaders::{GATED, LayerMask, Row, Sampled};
 
-use super::packs::Packs;
 use super::{Capacity, Counters, Doors, Limits, PlanHandle, Step, Timing, validate};
 use crate::cache::PAGE;
 use crate::error::{Error, Result};
@@ -37,7 +36,7 @@ use awake::awake;
 use kv::KvCache;
 use layout::Activations;
 use op::Io;
-use slot::{PackedFactors, Slot};
+use slot::Slot;
 
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,8 +70,6 @@ pub struct CpuBackend {
     pool: Option<rayon::ThreadPool>,
     plans: Vec<Prepared>,
     slots: BTreeMap<usize, Slot>,
-    /// Lays factors out for the fast kernels; the plain twins take them as they are.
-    packs: Option<Arc<Packs<PackedFactors>>>,
     /// Made by the first prepared plan; all others must have its shape.
     kv: Option<KvCache>,
     results: HashMap<u64, Vec<Sampled>>,
@@ -133,8 +130,6 @@ impl CpuBackend {
             pool,
             plans: Vec::new(),
             slots: BTreeMap::new(),
-            packs: (options.mode == Mode::Fast)
-                .then(|| Arc::new(Packs::new(options.precision.factors(), slot::pack))),
             kv: None,
             results: HashMap::new(),
             timing: false,

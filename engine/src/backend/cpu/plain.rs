@@ -119,7 +119,7 @@ impl<'a> Views<'a> {
     /// Counted as the plan keeps them; their values are exact all the same.
     fn factors(self, io: &Io<'a>, site: &Site) -> Vec<Vec<Option<Pair<Floats<'a>>>>> {
         io.pairs(site, |slot, place| {
-            let pair = slot.factors.pairs.get(place)?;
+            let pair = slot.factors.pairs().get(place)?;
             let view = |values| View::new(values, Class::Lora, Size::bytes(io.factors.bytes()), self.0);
             let (a, b) = (view(&pair.a[..]), view(&pair.b[..]));
             Some(Pair { rank: pair.rank, a, b })

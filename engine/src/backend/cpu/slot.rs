@@ -8,7 +8,6 @@ use half::f16;
 use wattle_kernels_cpu::fast::{self, Factor};
 
 use crate::adapter::{Factors, Pair, Place};
-use crate::backend::packs::Packs;
 use crate::error::{Error, Result};
 use crate::model::{AlignedBytes, Bytes};
 use crate::plan::FactorType;
@@ -17,11 +16,11 @@ use crate::plan::FactorType;
 pub(super) struct Slot {
     pub factors: Arc<Factors>,
     /// As the fast kernels read them, kept as the plans want; none for the plain twins.
-    packed: BTreeMap<FactorType, PackedFactors>,
+    packed: BTreeMap<FactorType, Arc<PackedFactors>>,
 }
 
-/// An adapter's factors by place. Slots of one adapter share them.
-pub(super) type PackedFactors = Arc<BTreeMap<Place, Packed>>;
+/// An adapter's factors by place.
+pub(super) type PackedFactors = BTreeMap<Place, Packed>;
 
 /// The factors of a place.
 pub(super) struct Packed {
@@ -64,9 +63,9 @@ impl Slot {
     ///
     /// # Errors
     /// [`Error::Value`] when there is no memory for them: others run on without.
-    pub fn pack(&mut self, kept: FactorType, packs: &Packs<PackedFactors>) -> Result<()> {
+    pub fn pack(&mut self, kept: FactorType) -> Result<()> {
         if let Entry::Vacant(vacant) = self.packed.entry(kept) {
-            vacant.insert(packs.of(&self.factors, kept)?);
+            vacant.insert(self.factors.laid_out(kept, pack)?);
         }
         Ok(())
     }
@@ -79,7 +78,7 @@ impl Slot {
     /// Bytes of the factors as the kernels read them.
     pub fn bytes(&self) -> usize {
         if self.packed.is_empty() {
-            return self.factors.pairs.values().map(|pair| 4 * (pair.a.len() + pair.b.len())).sum();
+            return self.factors.pairs().values().map(|pair| 4 * (pair.a.len() + pair.b.len())).sum();
         }
         let places = self.packed.values().flat_map(|pack| pack.values());
         places.flat_map(|packed| [&packed.a, &packed.b]).map(|values| values.bytes.as_ref().len()).sum()
@@ -99,7 +98,7 @@ pub(super) fn pack(factors: &Factors, kept: FactorType) -> Result<PackedFactors>
         let a = fast::Factors::down(&pair.a, kept);
         (place, pair.rank, [a, fast::Factors::up(&pair.b, pair.rank, kept)])
     };
-    let single: Vec<_> = factors.pairs.iter().map(pack).collect();
+    let single: Vec<_> = factors.pairs().iter().map(pack).collect();
     let sizes =
         single.iter().flat_map(|(.., pair)| pair).map(|factor| factor.bytes().next_multiple_of(ALIGNED));
     let no_memory = || Error::value("adapter", "there is no memory for its factors");
@@ -126,5 +125,5 @@ pub(super) fn pack(factors: &Factors, kept: FactorType) -> Result<PackedFactors>
         let (a, b) = values(a).zip(values(b)).ok_or_else(no_memory)?;
         packed.insert(place, Packed { rank, a, b });
     }
-    Ok(Arc::new(packed))
+    Ok(packed)
 }

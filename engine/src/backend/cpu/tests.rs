@@ -58,7 +58,9 @@ fn factors(plan: &Plan, rank: usize) -> Arc<Factors> {
             let values = |len: usize| (0..len).map(|i| (i % 11) as f32 * 0.02 - 0.1).collect();
             let (cols, rows) = (site.cols, target.rows);
             let pair = Pair { rank, cols, rows, a: values(rank * cols), b: values(rows * rank) };
-            factors.pairs.insert(crate::adapter::Place { layer: site.layer, target: target.target }, pair);
+            factors
+                .pairs_mut()
+                .insert(crate::adapter::Place { layer: site.layer, target: target.target }, pair);
         }
     }
     Arc::new(factors)
@@ -160,7 +162,7 @@ fn what_does_not_fit_is_refused() {
     assert!(backend.set_slot(0, Some(factors(&plan, 5))).is_err(), "rank 5 of 4");
     assert!(backend.set_slot(2, Some(factors(&plan, 1))).is_err(), "slot 2 of 2");
     let mut other = (*factors(&plan, 2)).clone();
-    other.pairs.values_mut().for_each(|pair| pair.cols += 1);
+    other.pairs_mut().values_mut().for_each(|pair| pair.cols += 1);
     assert!(backend.set_slot(0, Some(Arc::new(other))).is_err(), "factors of another model");
     let missing = Doors { range: 2..3, ..Doors::default() };
     assert!(backend.run(handle, &step(), &missing).is_err(), "nothing imported");

@@ -7,12 +7,13 @@ use wattle_shaders::Sampled;
 
 use super::assign::assign;
 use super::compile::Compiler;
+use super::lora::to_halves;
 use super::prepared::{Prepared, dispatches, fitting, tensor_bytes};
 use super::{GpuBackend, Sequences, order};
 use crate::adapter::Factors;
 use crate::backend::validate::{self, StepLimits, below};
 use crate::backend::{
-    Backend, Capacity, Counters, Doors, Limits, Memory, Pack, PlanHandle, Step, Ticket, Timing, plan_check,
+    Backend, Capacity, Counters, Doors, Limits, Memory, Packer, PlanHandle, Step, Ticket, Timing, plan_check,
 };
 use crate::cache::pages_for;
 use crate::error::{Error, Result};
@@ -57,9 +58,10 @@ impl Backend for GpuBackend {
         Ok(Some(Box::new(Self { weights, tuning, ..self.sibling(capacity)? })))
     }
 
-    fn packer(&self) -> Option<Arc<dyn Pack>> {
-        let halves = self.plans.iter().any(|prepared| prepared.plan.factors == FactorType::F16);
-        halves.then(|| Arc::clone(&self.pools.packs) as Arc<dyn Pack>)
+    fn packer(&self) -> Option<Packer> {
+        let kept = FactorType::F16;
+        let lay_out = |factors: &Factors, kept| factors.laid_out(kept, to_halves).map(drop);
+        self.plans.iter().any(|prepared| prepared.plan.factors == kept).then_some(Packer { kept, lay_out })
     }
 
     fn limits(&self) -> Limits {

@@ -14,7 +14,6 @@ use wattle_shaders::params;
 
 use super::device::Gpu;
 use crate::adapter::{Factors, Pair, Place};
-use crate::backend::packs::Packs;
 use crate::error::Result;
 use crate::plan::{FactorType, Site};
 
@@ -40,35 +39,23 @@ pub(super) struct Pool {
 type Slots = BTreeMap<usize, Arc<Factors>>;
 
 /// An adapter's factors as binary16, by place: A and B, each with what its elements are to be multiplied by.
-pub(super) type Halves = Arc<BTreeMap<Place, [(Vec<f16>, f32); 2]>>;
+pub(super) type Halves = BTreeMap<Place, [(Vec<f16>, f32); 2]>;
 
 /// What pools of binary16 are filled with; pools of f32 take factors as they are.
 pub(super) fn to_halves(factors: &Factors, _: FactorType) -> Result<Halves> {
     let pair = |(&place, pair): (&Place, &Pair)| (place, [halves(&pair.a), halves(&pair.b)]);
-    Ok(Arc::new(factors.pairs.iter().map(pair).collect()))
+    Ok(factors.pairs().iter().map(pair).collect())
 }
 
 /// The pools of all plans.
+#[derive(Default)]
 pub(super) struct Pools {
     pools: Vec<Arc<Pool>>,
     pub slots: Slots,
-    pub packs: Arc<Packs<Halves>>,
     pub bytes: u64,
 }
 
-impl Default for Pools {
-    fn default() -> Self {
-        let packs = Arc::new(Packs::new(FactorType::F16, to_halves));
-        Self { pools: Vec::new(), slots: Slots::new(), packs, bytes: 0 }
-    }
-}
-
 impl Pools {
-    /// None yet, for another backend that takes adapters as they were laid out for this one.
-    pub fn empty(&self) -> Self {
-        Self { packs: Arc::clone(&self.packs), ..Self::default() }
-    }
-
     /// The pools of a site, made and filled unless another plan has an equal one.
     pub fn of(&mut self, gpu: &Gpu, site: &Arc<Site>, factors: FactorType) -> Result<Arc<Pool>> {
         let same = |pool: &&Arc<Pool>| pool.site == *site && pool.factors == factors;
@@ -76,9 +63,7 @@ impl Pools {
             return Ok(Arc::clone(known));
         }
         let pool = Arc::new(Pool::new(gpu, Arc::clone(site), factors)?);
-        self.slots
-            .iter()
-            .try_for_each(|(&slot, factors)| pool.fill(gpu, slot, Some(factors), &self.packs))?;
+        self.slots.iter().try_for_each(|(&slot, factors)| pool.fill(gpu, slot, Some(factors)))?;
         self.bytes += pool.a.iter().chain(&pool.b).map(|chunk| chunk.buffer.size()).sum::<u64>();
         self.pools.push(Arc::clone(&pool));
         Ok(pool)
@@ -86,12 +71,11 @@ impl Pools {
 
     /// Puts factors, which were checked against all plans, into a slot of all pools, or empties it.
     pub fn set(&mut self, gpu: &Gpu, slot: usize, factors: Option<Arc<Factors>>) -> Result<()> {
-        self.pools.iter().try_for_each(|pool| pool.fill(gpu, slot, factors.as_ref(), &self.packs))?;
+        self.pools.iter().try_for_each(|pool| pool.fill(gpu, slot, factors.as_ref()))?;
         match factors {
             Some(factors) => self.slots.insert(slot, factors),
             None => self.slots.remove(&slot),
         };
-        self.packs.sweep();
         gpu.check()
     }
 }
@@ -130,23 +114,17 @@ impl Pool {
     }
 
     /// Writes a slot's factors and its entries of the tables.
-    fn fill(
-        &self,
-        gpu: &Gpu,
-        slot: usize,
-        factors: Option<&Arc<Factors>>,
-        packs: &Packs<Halves>,
-    ) -> Result<()> {
+    fn fill(&self, gpu: &Gpu, slot: usize, factors: Option<&Arc<Factors>>) -> Result<()> {
         let (site, capacity) = (&*self.site, self.site.capacity);
         if slot >= capacity.slots {
             return Ok(());
         }
         let halves = factors.filter(|_| self.factors == FactorType::F16);
-        let halves = halves.map(|factors| packs.of(factors, self.factors)).transpose()?;
+        let halves = halves.map(|factors| factors.laid_out(self.factors, to_halves)).transpose()?;
         for (index, target) in site.targets.iter().enumerate() {
             let entry = index * capacity.slots + slot;
             let place = Place { layer: site.layer, target: target.target };
-            let pair = factors.and_then(|factors| factors.pairs.get(&place)).filter(|pair| pair.rank > 0);
+            let pair = factors.and_then(|factors| factors.pairs().get(&place)).filter(|pair| pair.rank > 0);
             let (rank, scales) = match pair {
                 None => (0, [1.0; 2]),
                 Some(pair) => {

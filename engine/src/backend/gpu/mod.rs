@@ -144,7 +144,7 @@ impl GpuBackend {
     /// # Errors
     /// [`Error::Device`] when the device has no room.
     pub fn sibling(&self, capacity: Capacity) -> Result<Self> {
-        Ok(Self { pools: self.pools.empty(), ..Self::on(Arc::clone(&self.gpu), capacity)? })
+        Self::on(Arc::clone(&self.gpu), capacity)
     }
 
     /// What is known of the device.

@@ -10,6 +10,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::format::{Bits, Offset, PANEL, PanelFormat};
 use crate::model::matrix::Matrix;
 use crate::model::quantize::{Made, PanelMut};
+use crate::threads;
 
 /// What a matrix is made of, wherever its checkpoint keeps it. Rows, inputs and groups are within the matrix.
 pub(super) trait Elements: Sync {
@@ -63,6 +64,7 @@ impl Target<'_> {
         let no_memory = || self.from.error(module, format!("no memory for panels of [{rows}, {cols}]"));
         let mut made = Made::zeroed(self.format, rows, cols).ok_or_else(no_memory)?;
         let [panel, ..] = self.format.bytes(PANEL, cols).ok_or_else(no_memory)?;
+        threads::ready()?;
         made.codes.as_mut().par_chunks_mut(panel.max(1)).enumerate().for_each(|(index, codes)| {
             self.codes(index * PANEL, codes, elements);
         });

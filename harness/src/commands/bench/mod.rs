@@ -170,7 +170,6 @@ fn open(args: &Args, common: &Common) -> Result<Runner> {
             (dir.display().to_string(), Model::load(&dir)?)
         }
     };
-    let model = common.quantized(model)?;
     let settings = Settings {
         prompt: args.prompt,
         new: args.new,

@@ -91,8 +91,9 @@ impl Runner {
             return Err(Error::value("-p, -n, --depth", reason));
         }
         let options = EngineOptions { sequences, context: longest, ..options };
-        let (weights, precision, targets) = (model.weights.clone(), options.precision, Targets::All);
+        let (precision, targets) = (options.precision, Targets::All);
         let engine = Engine::from_model(model, options)?;
+        let weights = engine.weights().clone();
         let (adapters, random) = (Vec::new(), Random(1));
         Ok(Self { engine, settings, name, precision, weights, targets, adapters, random })
     }
@@ -137,7 +138,7 @@ impl Runner {
             let seed = self.adapters.len() as u64;
             let mut adapter = random_adapter(&self.weights, self.settings.rank as usize, seed);
             if self.targets == Targets::QueryValue {
-                let pairs = &mut Arc::make_mut(&mut adapter.factors).pairs;
+                let pairs = Arc::make_mut(&mut adapter.factors).pairs_mut();
                 pairs.retain(|place, _| matches!(place.target, Target::Q | Target::V));
             }
             self.adapters.push(self.engine.add_adapter(adapter)?);
