@@ -44,6 +44,12 @@ fn an_error_names_what_is_wrong() {
     let task = folder.path().join("task.jsonl");
     std::fs::write(&task, "{\"prompt\": 1}\n").expect("a file");
     let task = task.to_str().expect("UTF-8");
+    let long_task = folder.path().join("long.jsonl");
+    let words = "cups ".repeat(2000);
+    let lines =
+        format!("{{\"prompt\": \"a\", \"answer\": \"b\"}}\n{{\"prompt\": \"{words}\", \"answer\": \"b\"}}\n");
+    std::fs::write(&long_task, lines).expect("a file");
+    let long_task = long_task.to_str().expect("UTF-8");
     let ids = ["--ids", "1"];
     let long = vec!["1"; 65].join(",");
     for (args, says) in [
@@ -67,6 +73,8 @@ fn an_error_names_what_is_wrong() {
         (&["bench", "--shape", "tiny", "-p", "1000"], "256"),
         (&["kernels", "check", "nope"], "embed"),
         (&["eval", "--task", task], "line 1"),
+        (&["eval", "--task", long_task], "long: problem 2"),
+        (&["eval", "--model", &llama], "tasks"),
     ] {
         let message = message(args, 1);
         assert!(message.contains(says) && message.lines().count() == 1, "{args:?}: {message}");

@@ -23,7 +23,7 @@ const MAX_LAYERS: usize = 10;
 /// Runs it and writes the table as JSON.
 pub(crate) fn run(args: &MeasureArgs, common: &Common) -> Result<()> {
     let source = Source::find(common)?;
-    let files = shipped_files(&source.model);
+    let files = shipped_files(&source.model)?;
     let task = Task::read(&files[0])?;
     // Evenly through the file, which is sorted by steps.
     let every = (task.problems.len() / args.problems as usize).max(1);

@@ -76,8 +76,18 @@ impl Task {
 }
 
 /// The files that `eval` runs when none is given: 500 problems of two to five steps, and 300 labels.
-pub(crate) fn shipped_files(model: &Path) -> [PathBuf; 2] {
-    ["problems.jsonl", "labels.jsonl"].map(|name| shipped::tasks(model).join(name))
+///
+/// # Errors
+/// [`Error::Engine`] where the model is not the shipped one and has no tasks of its own.
+pub(crate) fn shipped_files(model: &Path) -> Result<[PathBuf; 2]> {
+    let folder = shipped::tasks(model);
+    if !folder.is_dir() {
+        return Err(Error::file(
+            folder,
+            "no such folder: the model comes without tasks, which have to be given",
+        ));
+    }
+    Ok(["problems.jsonl", "labels.jsonl"].map(|name| folder.join(name)))
 }
 
 /// The word problem that `generate` solves when it is asked nothing: the first of three steps.

@@ -12,7 +12,7 @@ use wattle_policy::{Profile, Tier};
 use super::write_json;
 use crate::common::Common;
 use crate::energy::{Energy, Plans, ProfileArgs};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::prompt::expected_tokens;
 use crate::report::quant_name;
@@ -78,7 +78,7 @@ struct StepScore {
 pub(crate) fn run(args: &Args, common: &Common, out: &mut dyn Write) -> Result<()> {
     let source = Source::find(common)?;
     let files =
-        if args.task.is_empty() { tasks::shipped_files(&source.model).to_vec() } else { args.task.clone() };
+        if args.task.is_empty() { tasks::shipped_files(&source.model)?.to_vec() } else { args.task.clone() };
     let tasks: Vec<Task> = files.iter().map(|file| Task::read(file)).collect::<Result<_>>()?;
     let prompts = tasks.iter().flat_map(|task| &task.problems).map(|problem| &problem.prompt);
     let longest = prompts.map(|prompt| expected_tokens(prompt)).max().unwrap_or(0);
@@ -120,10 +120,13 @@ fn run_task(
         task.problems.len(),
     );
     let started = Instant::now();
-    let request = |problem: &Problem| -> Result<Request> {
-        Ok(Request::new(engine.encode(&problem.prompt)?, args.max_new_tokens).with_lora(lora))
+    let request = |(index, problem): (usize, &Problem)| -> Result<Request> {
+        let request = Request::new(engine.encode(&problem.prompt)?, args.max_new_tokens).with_lora(lora);
+        let wrong = |error| Error::value(format!("{}: problem {}", task.name, index + 1), error);
+        engine.check(&request).map_err(wrong)?;
+        Ok(request)
     };
-    let requests: Vec<Request> = task.problems.iter().map(request).collect::<Result<_>>()?;
+    let requests: Vec<Request> = task.problems.iter().enumerate().map(request).collect::<Result<_>>()?;
     let mut begun = vec![false; requests.len()];
     let generations = engine.stream_all(&requests, |event| {
         if !std::mem::replace(&mut begun[event.request], true) {

@@ -154,7 +154,7 @@ fn here(minutes: f64) -> Result<Here> {
         ..EngineOptions::default()
     };
     let mut engine = Engine::load(&dir, options)?;
-    let problems = Task::read(&tasks::shipped_files(&dir)[0])?.problems;
+    let problems = Task::read(&tasks::shipped_files(&dir)?[0])?.problems;
     let mut requests = Vec::new();
     for problem in problems.iter().take(BATCH) {
         requests.push(Request { ignore_eos: true, ..Request::new(engine.encode(&problem.prompt)?, MAX_NEW) });

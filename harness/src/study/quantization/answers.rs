@@ -48,7 +48,7 @@ impl Shipped {
             task.problems = task.problems.into_iter().step_by(every).take(problems).collect();
             Ok(task)
         };
-        let tasks = tasks::shipped_files(&dir).iter().map(thinned).collect::<Result<_>>()?;
+        let tasks = tasks::shipped_files(&dir)?.iter().map(thinned).collect::<Result<_>>()?;
         let options = EngineOptions { backend: BackendChoice::Cpu, context: 16, ..EngineOptions::default() };
         let tokenizer = Engine::load(&dir, options)?;
         Ok(Self { model: Model::load(&dir)?, adapter: shipped::adapter(&dir), tasks, tokenizer })
