@@ -13,11 +13,7 @@ const ADAPTER: &str = "reason";
 /// was built from, or beside the program.
 pub(crate) fn model() -> Result<PathBuf> {
     let given = std::env::var_os("WATTLE_MODELS").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    let unset = given.is_none();
-    let source = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models"));
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("models")));
-    let usual = [source, beside].into_iter().flatten().filter(|_| unset);
-    let folders: Vec<PathBuf> = given.into_iter().chain(usual).collect();
+    let folders = given.map_or_else(usual, |folder| vec![folder]);
     let found = folders.iter().map(|folder| folder.join(MODEL)).find(|dir| dir.join("config.json").exists());
     found.ok_or_else(|| {
         let looked: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
@@ -27,6 +23,13 @@ pub(crate) fn model() -> Result<PathBuf> {
         );
         Error::value("--model", reason)
     })
+}
+
+/// Where models are that come with the program.
+fn usual() -> Vec<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("models")));
+    [Some(source), beside].into_iter().flatten().collect()
 }
 
 /// The adapter of the shipped model. It was trained to be off on prompt tokens.

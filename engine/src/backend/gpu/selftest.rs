@@ -136,7 +136,7 @@ struct Known {
 fn known_of(format: Option<PanelFormat>) -> Result<Vec<Known>> {
     let of_weights = if format == Some(Q4_0) { FOUR_BITS } else { EIGHT_BITS };
     let [w, up] = [1, 2].map(|seed| numbers(OUTPUTS, seed, of_weights));
-    let [x, t] = [3, 4].map(|seed| numbers(ROWS, seed, if seed == 3 { EIGHT_BITS } else { FOUR_BITS }));
+    let (x, t) = (numbers(ROWS, 3, EIGHT_BITS), numbers(ROWS, 4, FOUR_BITS));
     let matrix = |values: &[f32]| -> Result<Arc<Matrix>> {
         let no_memory = || Error::value("test", "no memory for the matrices of a test");
         let dense = Matrix::from_f32("test", OUTPUTS, INPUTS, values).map(Arc::new).ok_or_else(no_memory)?;
