@@ -121,7 +121,7 @@ pub struct Sample {
 
 /// What comes back for each sampled row of a step: 16 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Sampled {
     /// The drawn token.
     pub token: u32,

@@ -1,10 +1,12 @@
 //! Inputs as the kernels of quantized matrices read them.
 
+use std::mem;
+
 use wattle_shaders::FactorType;
 
 use super::math::ROUND;
 use super::simd::{Inputs, Simd, Work, run};
-use super::threads::lines;
+use super::threads::{each, parts};
 use crate::panels::BLOCK;
 
 /// What activations are rounded to before they meet a quantized matrix, and how LoRA factors are kept.
@@ -72,68 +74,86 @@ pub(super) struct Block {
 }
 
 impl Lines {
-    /// Blocks of all lines.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Floats(blocks) => blocks.len(),
-            Self::Rounded(blocks) => blocks.len(),
-        }
-    }
-
     /// `x` \[lines, cols\].
     pub fn new(x: &[f32], cols: usize, rounded: bool) -> Self {
         let cols = cols.max(1);
         let count = x.len() / cols * cols.div_ceil(BLOCK);
-        if !rounded {
+        if rounded {
+            let mut to = vec![Block { codes: Inputs::default(), scale: 0.0, sum: 0, middle: 0 }; count];
+            each(pieces(x, cols, &mut to), |piece| run(Round(piece)));
+            Self::Rounded(to)
+        } else {
             let mut to = vec![[0.0; BLOCK]; count];
-            place(x, cols, &mut to, |from, to| to[..from.len()].copy_from_slice(from));
-            return Self::Floats(to);
+            for piece in pieces(x, cols, &mut to) {
+                piece.place(|from, to| *to = *from);
+            }
+            Self::Floats(to)
         }
-        let mut to = vec![Block { codes: Inputs::default(), scale: 0.0, sum: 0, middle: 0 }; count];
-        lines(&mut to, TILE * cols.div_ceil(BLOCK), x.len(), |first, to| {
-            run(Round { x: &x[first * TILE * cols..], cols, to });
-        });
-        Self::Rounded(to)
     }
 }
 
-/// Makes the blocks of the first lines of `x`, as many as there is room for.
-#[inline(always)]
-fn place<T>(x: &[f32], cols: usize, to: &mut [T], make: impl Fn(&[f32], &mut T)) {
-    let blocks = cols.div_ceil(BLOCK);
-    for (first, width) in tiles(to.len() / blocks) {
-        for n in 0..width {
-            for (block, from) in x[(first + n) * cols..][..cols].chunks(BLOCK).enumerate() {
-                make(from, &mut to[first * blocks + block * width + n]);
+/// Some blocks of all lines of a tile.
+struct Piece<'a, T> {
+    /// The tile's lines.
+    x: &'a [f32],
+    cols: usize,
+    /// The first block's index in a line.
+    first: usize,
+    to: &'a mut [T],
+}
+
+/// Rounding a number is worth about as many multiply-adds.
+const COST: usize = 8;
+
+/// Divides the blocks of all lines for several threads.
+fn pieces<'a, T>(x: &'a [f32], cols: usize, mut to: &'a mut [T]) -> Vec<Piece<'a, T>> {
+    let (count, blocks) = (x.len() / cols, cols.div_ceil(BLOCK));
+    let mut pieces = Vec::new();
+    for (line, width) in tiles(count) {
+        let x = &x[line * cols..][..width * cols];
+        // A thread reads those columns that it has written, if all ops divide them alike.
+        let per = blocks.div_ceil(parts(COST * x.len()).div_ceil(count.div_ceil(TILE)));
+        for first in (0..blocks).step_by(per) {
+            let some = per.min(blocks - first) * width;
+            let (these, rest) = mem::take(&mut to).split_at_mut(some);
+            pieces.push(Piece { x, cols, first, to: these });
+            to = rest;
+        }
+    }
+    pieces
+}
+
+impl<T> Piece<'_, T> {
+    /// Makes each block of its inputs, with zeros behind a line's last.
+    #[inline(always)]
+    fn place(self, make: impl Fn(&[f32; BLOCK], &mut T)) {
+        let width = self.x.len() / self.cols;
+        for (n, line) in self.x.chunks(self.cols).enumerate() {
+            let from = line[self.first * BLOCK..].chunks(BLOCK);
+            for (from, to) in from.zip(self.to[n..].iter_mut().step_by(width)) {
+                match from.as_array() {
+                    Some(whole) => make(whole, to),
+                    None => {
+                        let mut padded = [0.0; BLOCK];
+                        padded[..from.len()].copy_from_slice(from);
+                        make(&padded, to);
+                    }
+                }
             }
         }
     }
 }
 
-struct Round<'a> {
-    x: &'a [f32],
-    cols: usize,
-    to: &'a mut [Block],
-}
+struct Round<'a>(Piece<'a, Block>);
 
 impl Work for Round<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        place(
-            self.x,
-            self.cols,
-            self.to,
+        self.0.place(
             #[inline(always)]
-            |from, to| match from.as_array() {
-                Some(whole) => *to = round(simd, whole),
-                None => {
-                    let mut padded = [0.0; BLOCK];
-                    padded[..from.len()].copy_from_slice(from);
-                    *to = round(simd, &padded);
-                }
-            },
+            |from, to| *to = round(simd, from),
         );
     }
 }

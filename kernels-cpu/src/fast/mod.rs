@@ -30,3 +30,4 @@ pub use project::{GateUp, Project, gate_up, project};
 pub use rows::{RopeKv, activate, add, add_position, embed, kv_write, norm, rope, rope_kv, select};
 pub use sample::sample;
 pub use simd::instruction_set;
+pub use threads::help_until;

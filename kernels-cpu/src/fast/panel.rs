@@ -7,21 +7,21 @@
 //! instruction set, and then every instruction is a call.
 
 mod codes;
+mod kinds;
 mod scaling;
-mod sums;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-use codes::{Codes, Eights, Fours};
-use scaling::{Chunk, Groups, Scaling};
-use sums::Sums;
+use codes::{Eights, Fours};
+use kinds::{Floats, Groups, Kind, SmallGroups};
+use scaling::{Chunk, Scaling};
 
-use super::inputs::{Block, Lines, TILE, tiles};
+use super::inputs::{Lines, TILE, tiles};
 use super::meanwhile::Meanwhile;
 use super::simd::{LANES, Simd, Words, Work, run};
-use crate::panels::{BLOCK, Bits, NF4, Offsets, Panels};
+use crate::panels::{BLOCK, Bits, Offsets, Panels};
 pub(super) use codes::AHEAD;
 
 /// Bytes of codes that stay in a second-level cache while inputs go by.
@@ -53,31 +53,66 @@ impl Work for Products<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { matrix, rows, x, done, y, meanwhile } = self;
+        let small = self.matrix.group == BLOCK;
+        match (self.x, self.matrix.bits, self.matrix.offsets) {
+            (Lines::Floats(x), ..) => self.of::<S, Floats>(simd, x),
+            (Lines::Rounded(x), Bits::Four, Offsets::Middle | Offsets::NormalFloat) if small => {
+                self.of::<S, SmallGroups<Fours<true>>>(simd, x);
+            }
+            (Lines::Rounded(x), Bits::Four, Offsets::Middle | Offsets::NormalFloat) => {
+                self.of::<S, Groups<Fours<true>, false>>(simd, x);
+            }
+            (Lines::Rounded(x), Bits::Four, _) => self.of::<S, Groups<Fours<false>, true>>(simd, x),
+            (Lines::Rounded(x), Bits::Eight, Offsets::Middle | Offsets::NormalFloat) if small => {
+                self.of::<S, SmallGroups<Eights>>(simd, x);
+            }
+            (Lines::Rounded(x), Bits::Eight, Offsets::Middle | Offsets::NormalFloat) => {
+                self.of::<S, Groups<Eights, false>>(simd, x);
+            }
+            (Lines::Rounded(x), Bits::Eight, _) => self.of::<S, Groups<Eights, true>>(simd, x),
+        }
+    }
+}
+
+impl Products<'_, '_> {
+    /// The same for a kind of panels and lines.
+    #[inline(always)]
+    fn of<S: Simd, K: Kind>(self, simd: S, x: &[K::Inputs]) {
+        let Self { matrix, rows, done, y, meanwhile, .. } = self;
         let lines = x.len() / matrix.blocks();
         let panels = rows.start / LANES..rows.end.div_ceil(LANES);
         let near = near(matrix, lines).min(panels.len());
         let mut scaling = Scaling::new(matrix, near);
-        let mut rooms = [Chunk::default(); 2];
-        let step = near.max(1);
+        // One tile reads each panel once; several of few lines read it again while it is in the nearest cache.
+        let step = if tiles(lines).count() == 1 { panels.len() } else { near }.max(1);
         for start in panels.clone().step_by(step) {
             let some = start..panels.end.min(start + step);
             scaling.keep(simd, some.clone());
-            for _ in some.clone() {
-                meanwhile.turn(simd);
-            }
             for (line, width) in tiles(lines) {
-                for index in some.clone() {
-                    let (panel, first) = (Panel::new(matrix, index, scaling.of(index)), index * LANES);
-                    let wanted = rows.start.max(first)..rows.end.min(first + LANES);
-                    let at = done + wanted.start - rows.start;
-                    let lanes = wanted.start - first..wanted.end - first;
-                    panel.tile(
-                        simd,
+                let most = if S::WIDE { K::LINES } else { 4 };
+                let mut n = 0;
+                while n < width {
+                    let (y, meanwhile) = (&mut *y, &mut *meanwhile);
+                    let x = Part { blocks: &x[line * matrix.blocks() + n..], stride: width };
+                    let (rows, panels) = (rows.clone(), some.clone());
+                    let first = line + n;
+                    let stretch: Stretch<K> = Stretch {
+                        matrix,
+                        rows,
+                        panels,
+                        scaling: &scaling,
                         x,
-                        [line, width],
-                        &mut Sums { y: &mut *y, at, lanes, rooms: &mut rooms },
-                    );
+                        line: first,
+                        done,
+                        y,
+                        meanwhile,
+                    };
+                    n += match most.min(width) {
+                        8.. => stretch.of::<S, 8>(simd),
+                        4.. => stretch.of::<S, 4>(simd),
+                        2.. => stretch.of::<S, 2>(simd),
+                        _ => stretch.of::<S, 1>(simd),
+                    };
                 }
             }
         }
@@ -91,22 +126,64 @@ fn near(matrix: &Panels, lines: usize) -> usize {
     if lines <= TILE { 0 } else { (NEAR / (matrix.blocks() * matrix.bits.block_bytes())).max(1) }
 }
 
-/// How offsets enter a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shift {
-    /// Not at all, or as a part of the codes' own meaning.
-    Middle,
-    /// Times the inputs' sum.
-    Minimum,
-    /// Taken from codes.
-    Zero,
+/// Some panels, and some lines that are multiplied with them.
+struct Stretch<'a, 'b, K: Kind> {
+    matrix: &'a Panels<'a>,
+    /// Which are wanted.
+    rows: Range<usize>,
+    panels: Range<usize>,
+    scaling: &'a Scaling<'a>,
+    x: Part<'a, K::Inputs>,
+    /// The first of the lines.
+    line: usize,
+    done: usize,
+    y: &'a mut [&'b mut [f32]],
+    meanwhile: &'a mut Meanwhile,
 }
 
-fn shift(matrix: &Panels) -> Shift {
-    match matrix.offsets {
-        Offsets::Middle | Offsets::NormalFloat => Shift::Middle,
-        Offsets::Minimum(_) => Shift::Minimum,
-        Offsets::Zero(_) => Shift::Zero,
+impl<K: Kind> Stretch<'_, '_, K> {
+    /// The sums of N lines; returns N.
+    #[inline(always)]
+    fn of<S: Simd, const N: usize>(self, simd: S) -> usize {
+        simd.call(Sixteens::<K, N>(self));
+        N
+    }
+}
+
+/// The 16 sums of each of N lines, panel by panel.
+struct Sixteens<'a, 'b, K: Kind, const N: usize>(Stretch<'a, 'b, K>);
+
+impl<K: Kind, const N: usize> Work for Sixteens<'_, '_, K, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Stretch { matrix, rows, panels, scaling, x, line, done, y, meanwhile } = self.0;
+        let rooms = &mut [Chunk::default(); 2];
+        for index in panels {
+            meanwhile.turn(simd);
+            let panel = Panel::new(matrix, index, scaling.of(index));
+            let sums = K::sums::<S, N>(simd, &panel, x, rooms);
+            let first = index * LANES;
+            let wanted = rows.start.max(first)..rows.end.min(first + LANES);
+            let (at, lanes) = (done + wanted.start - rows.start, wanted.start - first..wanted.end - first);
+            for (y, sums) in y[line..][..N].iter_mut().zip(sums) {
+                put(simd, sums, lanes.clone(), &mut y[at..][..lanes.len()]);
+            }
+        }
+    }
+}
+
+/// Writes some of 16 sums.
+#[inline(always)]
+fn put<S: Simd>(simd: S, sums: S::Vector, lanes: Range<usize>, to: &mut [f32]) {
+    match to.as_mut_array() {
+        Some(whole) => simd.store(sums, whole),
+        None => {
+            let mut values = [0.0; LANES];
+            simd.store(sums, &mut values);
+            to.copy_from_slice(&values[lanes]);
+        }
     }
 }
 
@@ -114,267 +191,42 @@ fn shift(matrix: &Panels) -> Shift {
 struct Panel<'a> {
     matrix: &'a Panels<'a>,
     codes: &'a [Words],
-    groups: Groups<'a>,
+    groups: scaling::Groups<'a>,
     blocks: usize,
 }
 
 impl<'a> Panel<'a> {
-    fn new(matrix: &'a Panels<'a>, index: usize, groups: Groups<'a>) -> Self {
+    #[inline(always)]
+    fn new(matrix: &'a Panels<'a>, index: usize, groups: scaling::Groups<'a>) -> Self {
         let blocks = matrix.blocks();
         let bytes = blocks * matrix.bits.block_bytes();
         let codes = matrix.codes[index * bytes..][..bytes].as_chunks().0;
         Self { matrix, codes, groups, blocks }
     }
 
-    /// The sums of a tile of lines, as many at once as there are registers for.
+    /// The blocks of a group.
     #[inline(always)]
-    fn tile<S: Simd>(&self, simd: S, x: &Lines, [line, width]: [usize; 2], to: &mut Sums) {
-        let most = match x {
-            Lines::Rounded(_) if S::WIDE => 8,
-            _ => 4,
-        };
-        let mut n = 0;
-        while n < width {
-            n += match most.min(width) {
-                8.. => self.part::<S, 8>(simd, x, [line, width, n], to),
-                4.. => self.part::<S, 4>(simd, x, [line, width, n], to),
-                2.. => self.part::<S, 2>(simd, x, [line, width, n], to),
-                _ => self.part::<S, 1>(simd, x, [line, width, n], to),
-            };
-        }
-    }
-
-    /// The sums of N lines, the n-th of a tile and those after it; returns N.
-    #[inline(always)]
-    fn part<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        x: &Lines,
-        [line, stride, n]: [usize; 3],
-        to: &mut Sums,
-    ) -> usize {
-        simd.call(Sixteen::<N> { panel: self, x, at: [line, stride, n], to });
-        N
-    }
-
-    /// The 16 sums of each line of rounded inputs.
-    #[inline(always)]
-    fn rounded<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        x: Part<Block>,
-        rooms: &mut [Chunk; 2],
-    ) -> [S::Vector; N] {
-        match (self.matrix.bits, shift(self.matrix)) {
-            (Bits::Four, Shift::Middle) => {
-                let codes = &Fours::<true>(self.codes.as_chunks().0);
-                if self.matrix.group == BLOCK {
-                    self.small_groups(simd, codes, x, rooms)
-                } else {
-                    self.integers::<S, _, false, N>(simd, codes, x, rooms)
-                }
-            }
-            (Bits::Four, _) => {
-                let codes = &Fours::<false>(self.codes.as_chunks().0);
-                self.integers::<S, _, true, N>(simd, codes, x, rooms)
-            }
-            (Bits::Eight, Shift::Middle) => {
-                let codes = &Eights(self.codes.as_chunks().0);
-                if self.matrix.group == BLOCK {
-                    self.small_groups(simd, codes, x, rooms)
-                } else {
-                    self.integers::<S, _, false, N>(simd, codes, x, rooms)
-                }
-            }
-            (Bits::Eight, _) => {
-                self.integers::<S, _, true, N>(simd, &Eights(self.codes.as_chunks().0), x, rooms)
-            }
-        }
-    }
-
-    /// Scales the sums of blocks, each of which is a group.
-    #[inline(always)]
-    fn small_groups<S: Simd, C: Codes, const N: usize>(
-        &self,
-        simd: S,
-        codes: &C,
-        x: Part<Block>,
-        rooms: &mut [Chunk; 2],
-    ) -> [S::Vector; N] {
-        let mut totals = [simd.zero(); N];
-        for groups in self.groups.chunks() {
-            let scales = self.groups.scales(simd, groups.clone(), &mut rooms[0]);
-            for (block, scale) in groups.zip(scales) {
-                self.groups.later.scales(simd, block);
-                let x = x.block::<N>(block);
-                let ints = codes.dots(simd, block, x);
-                let scale = simd.load(scale);
-                for n in 0..N {
-                    let sum = simd.mul(simd.floats(ints[n]), simd.splat(x[n].scale));
-                    totals[n] = simd.fma(sum, scale, totals[n]);
-                }
-            }
-        }
-        totals
-    }
-
-    /// Scales and offsets the sums of groups.
-    #[inline(always)]
-    fn integers<S: Simd, C: Codes, const SHIFTED: bool, const N: usize>(
-        &self,
-        simd: S,
-        codes: &C,
-        x: Part<Block>,
-        rooms: &mut [Chunk; 2],
-    ) -> [S::Vector; N] {
+    fn blocks_of(&self, group: usize) -> Range<usize> {
         let per = self.matrix.group.div_ceil(BLOCK);
-        let mut totals = [simd.zero(); N];
-        for groups in self.groups.chunks() {
-            let [room, offset_room] = &mut *rooms;
-            let scales = self.groups.scales(simd, groups.clone(), room);
-            let offsets = self.groups.offsets(simd, groups.clone(), offset_room);
-            for (group, (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
-                let mut sums = [simd.zero(); N];
-                let mut inputs = [0.0; N];
-                for block in group * per..self.blocks.min((group + 1) * per) {
-                    self.groups.later.scales(simd, block);
-                    if SHIFTED {
-                        self.groups.later.offsets(simd, block);
-                    }
-                    let x = x.block::<N>(block);
-                    let ints = codes.dots(simd, block, x);
-                    for n in 0..N {
-                        sums[n] = simd.fma(simd.floats(ints[n]), simd.splat(x[n].scale), sums[n]);
-                        if SHIFTED {
-                            inputs[n] += x[n].scale * x[n].sum as f32;
-                        }
-                    }
-                }
-                let scale = simd.load(scale);
-                if SHIFTED {
-                    let offset = simd.load(offset);
-                    for n in 0..N {
-                        if shift(self.matrix) == Shift::Minimum {
-                            totals[n] = simd.fma(offset, simd.splat(inputs[n]), totals[n]);
-                        } else {
-                            sums[n] = simd.fma(offset, simd.splat(-inputs[n]), sums[n]);
-                        }
-                    }
-                }
-                for n in 0..N {
-                    totals[n] = simd.fma(sums[n], scale, totals[n]);
-                }
-            }
-        }
-        totals
-    }
-
-    /// The 16 sums of each line of f32 inputs. Each sum has four parts, for the columns 4i, 4i + 1, …, so that their
-    /// additions need not wait for each other.
-    #[inline(always)]
-    fn floats<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        x: Part<[f32; BLOCK]>,
-        rooms: &mut [Chunk; 2],
-    ) -> [S::Vector; N] {
-        let per = self.matrix.group.div_ceil(BLOCK);
-        let mut totals = [[simd.zero(); N]; 4];
-        let vectors = self.matrix.bits.block_bytes() / size_of::<Words>();
-        let halves = if self.matrix.bits == Bits::Four { 2 } else { 1 };
-        for groups in self.groups.chunks() {
-            let [room, offset_room] = &mut *rooms;
-            let scales = self.groups.scales(simd, groups.clone(), room);
-            let offsets = self.groups.offsets(simd, groups.clone(), offset_room);
-            for (group, (scale, offset)) in groups.zip(scales.iter().zip(offsets)) {
-                let (scale, offset) = (simd.load(scale), simd.load(offset));
-                for block in group * per..self.blocks.min((group + 1) * per) {
-                    self.groups.later.scales(simd, block);
-                    self.groups.later.offsets(simd, block);
-                    let x: &[_; N] = x.block(block);
-                    for (v, words) in self.codes[block * vectors..][..vectors].iter().enumerate() {
-                        for half in 0..halves {
-                            for (part, totals) in totals.iter_mut().enumerate() {
-                                let element = self.elements(simd, words, [part, half], scale, offset);
-                                let col = half * BLOCK / 2 + 4 * v + part;
-                                for (total, x) in totals.iter_mut().zip(x) {
-                                    *total = simd.fma(element, simd.splat(x[col]), *total);
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        let ([a, b, c, d], ones) = (totals, simd.splat(1.0));
-        let mut sums = a;
-        for n in 0..N {
-            sums[n] = simd.fma(simd.fma(b[n], ones, a[n]), ones, simd.fma(d[n], ones, c[n]));
-        }
-        sums
-    }
-
-    /// The elements of 16 rows in one column: part and half of a vector of codes.
-    #[inline(always)]
-    fn elements<S: Simd>(
-        &self,
-        simd: S,
-        words: &Words,
-        [part, half]: [usize; 2],
-        scale: S::Vector,
-        offset: S::Vector,
-    ) -> S::Vector {
-        let shift = (8 * part + 4 * half) as u32;
-        let codes = match (self.matrix.bits, self.matrix.offsets) {
-            (_, Offsets::NormalFloat) => return simd.mul(scale, simd.lookup(&NF4, words, shift)),
-            (Bits::Four, _) => simd.nibbles(words, shift),
-            (Bits::Eight, _) => simd.bytes(words, shift),
-        };
-        match self.matrix.offsets {
-            Offsets::Middle if self.matrix.bits == Bits::Four => {
-                simd.mul(scale, simd.fma(codes, simd.splat(1.0), simd.splat(-8.0)))
-            }
-            Offsets::Middle | Offsets::NormalFloat => simd.mul(scale, codes),
-            Offsets::Minimum(_) => simd.fma(scale, codes, offset),
-            Offsets::Zero(_) => simd.mul(scale, simd.fma(offset, simd.splat(-1.0), codes)),
-        }
-    }
-}
-
-/// The 16 sums of each of N lines.
-struct Sixteen<'a, 'b, 'c, const N: usize> {
-    panel: &'a Panel<'a>,
-    x: &'a Lines,
-    /// The tile's first line, its lines, and the first of those that are meant.
-    at: [usize; 3],
-    to: &'a mut Sums<'b, 'c>,
-}
-
-impl<const N: usize> Work for Sixteen<'_, '_, '_, N> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { panel, x, at: [line, stride, n], to } = self;
-        let at = line * panel.blocks + n;
-        let sums: [_; N] = match x {
-            Lines::Rounded(x) => panel.rounded(simd, Part { blocks: &x[at..], stride }, to.rooms),
-            Lines::Floats(x) => panel.floats(simd, Part { blocks: &x[at..], stride }, to.rooms),
-        };
-        for (index, sums) in sums.into_iter().enumerate() {
-            to.put(simd, line + n + index, sums);
-        }
+        group * per..self.blocks.min((group + 1) * per)
     }
 }
 
 /// Some lines of a tile.
-#[derive(Clone, Copy)]
 struct Part<'a, T> {
     /// From the first block of the first line on.
     blocks: &'a [T],
     /// Lines of the tile: from one block of a line to the next.
     stride: usize,
 }
+
+impl<T> Clone for Part<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Part<'_, T> {}
 
 impl<T> Part<'_, T> {
     /// Block `block` of N lines.

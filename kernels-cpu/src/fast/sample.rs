@@ -1,11 +1,10 @@
 //! Draws a token per sample, without sorting the vocabulary.
 
-use rayon::prelude::*;
 use wattle_shaders::{Sample, Sampled};
 
 use super::math::exp;
 use super::simd::{LANES, Simd, Work, run};
-use super::threads::parts;
+use super::threads::lines;
 use super::tile::{maximum, sum};
 use crate::State;
 use crate::philox::uniform;
@@ -13,21 +12,23 @@ use crate::philox::uniform;
 /// Logits that are summed together: how many threads there are changes no sum.
 const PART: usize = 1 << 13;
 
+/// An exponential is worth about as many multiply-adds.
+const EXPONENTIAL: usize = 8;
+
 /// `logits` \[samples, vocab\]; `states` has an entry per sequence and takes the drawn tokens, after all draws.
 pub fn sample(samples: &[Sample], vocab: usize, logits: &[f32], states: &mut [State]) -> Vec<Sampled> {
-    let sequence = |sample: &Sample| sample.sequence as usize;
     let likely = logprobs(vocab, logits);
-    let draw =
-        |((sample, logits), &likely)| run(Draw { sample, logits, likely, state: &states[sequence(sample)] });
     let all_greedy = samples.iter().all(|sample| sample.temperature == 0.0);
-    // An exponential is worth about eight multiply-adds.
-    let drawn: Vec<Sampled> = if all_greedy || samples.len() < 2 || parts(8 * logits.len()) == 1 {
-        samples.iter().zip(logits.chunks(vocab)).zip(&likely).map(draw).collect()
-    } else {
-        samples.par_iter().zip(logits.par_chunks(vocab)).zip(&likely).map(draw).collect()
-    };
+    let mut drawn = vec![Sampled::default(); samples.len()];
+    lines(&mut drawn, 1, if all_greedy { 0 } else { EXPONENTIAL * logits.len() }, |first, drawn| {
+        for (index, drawn) in (first..).zip(drawn) {
+            let (sample, logits) = (&samples[index], &logits[index * vocab..][..vocab]);
+            let state = &states[sample.sequence as usize];
+            *drawn = run(Draw { sample, logits, likely: likely[index], state });
+        }
+    });
     for (sample, sampled) in samples.iter().zip(&drawn) {
-        states[sequence(sample)].draw(sampled.token);
+        states[sample.sequence as usize].draw(sampled.token);
     }
     drawn
 }
@@ -52,15 +53,20 @@ fn logprobs(vocab: usize, logits: &[f32]) -> Vec<Likely> {
         &logits[sample * vocab..][start..vocab.min(start + PART)]
     };
     let count = logits.len() / vocab * per;
-    let tasks =
-        || (0..count).into_par_iter().with_min_len(if parts(8 * logits.len()) == 1 { count } else { 1 });
-    let scans: Vec<(bool, f32)> = tasks().map(|index| run(Scan(of_parts(index)))).collect();
+    let mut scans = vec![(false, 0.0); count];
+    lines(&mut scans, 1, EXPONENTIAL * logits.len(), |first, scans| {
+        (first..).zip(scans).for_each(|(index, scan)| *scan = run(Scan(of_parts(index))));
+    });
     let maxima: Vec<f32> = scans
         .chunks(per)
         .map(|scans| scans.iter().fold(f32::NEG_INFINITY, |max, scan| max.max(scan.1)))
         .collect();
-    let masses: Vec<f64> =
-        tasks().map(|index| run(Mass { logits: of_parts(index), max: maxima[index / per] })).collect();
+    let mut masses = vec![0.0; count];
+    lines(&mut masses, 1, EXPONENTIAL * logits.len(), |first, masses| {
+        for (index, mass) in (first..).zip(masses) {
+            *mass = run(Mass { logits: of_parts(index), max: maxima[index / per] });
+        }
+    });
     let likely = |(sample, &max): (usize, &f32)| {
         let own = sample * per..(sample + 1) * per;
         let (scans, masses) = (&scans[own.clone()], &masses[own.clone()]);

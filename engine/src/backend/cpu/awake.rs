@@ -4,15 +4,10 @@
 //! more than most ops of a step take. Between two ops that several threads share there is mostly one that a single
 //! thread does.
 
-use std::hint;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rayon::Yield;
-
-/// Times that a thread looks for work in vain before it may sleep after all, for the rest of the step: about 0.1 ms. It
-/// does not offer its processor to others before: where these are busy, it would not have it back in time.
-const EAGER: u32 = 1 << 11;
+use wattle_kernels_cpu::fast::help_until;
 
 /// Does `work` on a thread of the current rayon pool, whose other threads wait for parts of it without going to sleep. It
 /// does not wait for them at its end: one that has lost its processor comes to know of it later.
@@ -23,7 +18,7 @@ pub(super) fn awake<R>(work: impl FnOnce() -> R) -> R {
     rayon::spawn_broadcast(move |context| {
         // The own thread comes here when it waits for others, who may wait for what it does next.
         if Some(context.index()) != own {
-            help(&ended);
+            help_until(|| ended.load(Ordering::Acquire));
         }
     });
     work()
@@ -35,19 +30,6 @@ struct End(Arc<AtomicBool>);
 impl Drop for End {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
-    }
-}
-
-/// Does what other threads offer until there is nothing more to come, or nothing for long.
-fn help(ended: &AtomicBool) {
-    let mut idle = 0;
-    while idle < EAGER && !ended.load(Ordering::Acquire) {
-        if rayon::yield_now() == Some(Yield::Executed) {
-            idle = 0;
-        } else {
-            idle += 1;
-            hint::spin_loop();
-        }
     }
 }
 

@@ -28,20 +28,33 @@ fn without<S: Simd, const N: usize>(simd: S, x: &[Block; N], above: i32) -> [S::
     sums
 }
 
-/// The codes of a panel, and how a block of them is multiplied with rounded inputs.
+/// How codes are stored, and how a block of them is multiplied with rounded inputs.
 pub(super) trait Codes {
-    /// The products of block `block` with a block of each line.
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N];
+    /// The codes of a block of a panel.
+    type Block;
+
+    /// The blocks of a panel.
+    fn blocks(codes: &[Words]) -> &[Self::Block];
+
+    /// The products of a block with a block of each line.
+    fn dots<S: Simd, const N: usize>(simd: S, codes: &Self::Block, x: &[Block; N]) -> [S::Ints; N];
 }
 
 /// 4-bit codes; `MIDDLE`: of which 8 is to be taken away.
-pub(super) struct Fours<'a, const MIDDLE: bool>(pub &'a [Nibbles]);
+pub(super) struct Fours<const MIDDLE: bool>;
 
-impl<const MIDDLE: bool> Codes for Fours<'_, MIDDLE> {
+impl<const MIDDLE: bool> Codes for Fours<MIDDLE> {
+    type Block = Nibbles;
+
     #[inline(always)]
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
-        fetch(simd, &self.0[block]);
-        simd.dots_4(&self.0[block], inputs(x), without(simd, x, if MIDDLE { 8 } else { 0 }))
+    fn blocks(codes: &[Words]) -> &[Nibbles] {
+        codes.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn dots<S: Simd, const N: usize>(simd: S, codes: &Nibbles, x: &[Block; N]) -> [S::Ints; N] {
+        fetch(simd, codes);
+        simd.dots_4(codes, inputs(x), without(simd, x, if MIDDLE { 8 } else { 0 }))
     }
 }
 
@@ -54,12 +67,19 @@ fn fetch<S: Simd>(simd: S, codes: &[Words]) {
 }
 
 /// 8-bit codes.
-pub(super) struct Eights<'a>(pub &'a [Bytes]);
+pub(super) struct Eights;
 
-impl Codes for Eights<'_> {
+impl Codes for Eights {
+    type Block = Bytes;
+
     #[inline(always)]
-    fn dots<S: Simd, const N: usize>(&self, simd: S, block: usize, x: &[Block; N]) -> [S::Ints; N] {
-        fetch(simd, &self.0[block]);
-        simd.dots_8(&self.0[block], inputs(x), without(simd, x, if S::ABOVE { 128 } else { 0 }))
+    fn blocks(codes: &[Words]) -> &[Bytes] {
+        codes.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn dots<S: Simd, const N: usize>(simd: S, codes: &Bytes, x: &[Block; N]) -> [S::Ints; N] {
+        fetch(simd, codes);
+        simd.dots_8(codes, inputs(x), without(simd, x, if S::ABOVE { 128 } else { 0 }))
     }
 }

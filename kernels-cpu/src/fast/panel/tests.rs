@@ -61,13 +61,21 @@ struct RowsOf<'a> {
     x: &'a Lines,
 }
 
+/// Blocks of all lines.
+fn blocks(x: &Lines) -> usize {
+    match x {
+        Lines::Floats(blocks) => blocks.len(),
+        Lines::Rounded(blocks) => blocks.len(),
+    }
+}
+
 impl Work for RowsOf<'_> {
     type Output = Vec<f32>;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Vec<f32> {
         let Self { matrix, start, end, x } = self;
-        let mut sums = vec![f32::NAN; x.len() / matrix.blocks() * (end - start)];
+        let mut sums = vec![f32::NAN; blocks(x) / matrix.blocks() * (end - start)];
         let y = &mut sums.chunks_mut(end - start).collect::<Vec<_>>();
         Products { matrix, rows: start..end, x, done: 0, y, meanwhile: &mut Meanwhile::none() }.run(simd);
         sums
@@ -94,7 +102,7 @@ fn rounded(x: &Lines, line: usize, cols: usize, exact: &[f32]) -> Vec<(f64, f64)
         Lines::Rounded(blocks) => {
             let per = cols.div_ceil(BLOCK);
             let own = |&(first, width): &(usize, usize)| (first..first + width).contains(&line);
-            let (first, width) = tiles(x.len() / per).find(own).unwrap();
+            let (first, width) = tiles(blocks.len() / per).find(own).unwrap();
             let value = |col: usize| {
                 let block = &blocks[first * per + col / BLOCK * width + line - first];
                 let code = block.codes.as_flattened()[col % BLOCK];
