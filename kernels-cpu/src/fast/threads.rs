@@ -126,8 +126,10 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
             for count in [0, 1, 2, 3, 7, 64] {
                 let times: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-                let done = |task: usize| times[task].fetch_add(1, Ordering::Relaxed);
-                pool.install(|| each((0..count).collect(), |task| drop(done(task))));
+                let work = |task: usize| {
+                    times[task].fetch_add(1, Ordering::Relaxed);
+                };
+                pool.install(|| each((0..count).collect(), work));
                 let times: Vec<usize> = times.into_iter().map(AtomicUsize::into_inner).collect();
                 assert_eq!(times, vec![1; count], "{threads} threads");
             }
