@@ -4,7 +4,6 @@ use std::mem;
 
 use wattle_shaders::FactorType;
 
-use super::math::ROUND;
 use super::simd::{Inputs, Simd, Work, run};
 use super::threads::{each, parts};
 use crate::panels::BLOCK;
@@ -153,33 +152,24 @@ impl Work for Round<'_> {
     fn run<S: Simd>(self, simd: S) {
         self.0.place(
             #[inline(always)]
-            |from, to| *to = round(simd, from),
+            |from, to| round(simd, from, to),
         );
     }
 }
 
 #[inline(always)]
-fn round<S: Simd>(simd: S, x: &[f32; BLOCK]) -> Block {
+fn round<S: Simd>(simd: S, x: &[f32; BLOCK], to: &mut Block) {
     // Sizes compare as their bits do; NaN has the largest.
     let mut max = 0;
     for x in x {
         max = max.max(x.abs().to_bits());
     }
     let max = f32::from_bits(max);
-    // Where an input is not finite, the block's results must not be.
-    let scale = if max.is_finite() { max / 127.0 } else { f32::NAN };
-    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    let (mut codes, mut values) = (Inputs::default(), [0.0; BLOCK]);
-    for ((code, value), x) in codes.as_flattened_mut().iter_mut().zip(&mut values).zip(x) {
-        let bits = (x * inverse + ROUND).to_bits() as i32;
-        // A subnormal scale has no finite inverse.
-        let rounded = (bits - ROUND.to_bits() as i32).clamp(-127, 127);
-        (*code, *value) = (rounded as i8, rounded as f32);
-    }
-    // Small integers, so that the sum is exact. In vectors, which compilers do not make of a sum of integers here.
-    let halves = values.as_chunks().0;
-    let sum = simd.sum(simd.fma(simd.load(&halves[0]), simd.splat(1.0), simd.load(&halves[1]))) as i32;
-    Block { codes, scale, sum, middle: -8 * sum }
+    // Where an input is not finite, the block's results must not be: infinity times zero is not a number.
+    to.scale = max / 127.0 + max * 0.0;
+    let inverse = if to.scale > 0.0 { 1.0 / to.scale } else { 0.0 };
+    to.sum = simd.round(x, inverse, &mut to.codes);
+    to.middle = -8 * to.sum;
 }
 
 #[cfg(test)]

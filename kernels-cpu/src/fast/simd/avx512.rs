@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::super::math::ROUND;
 use super::avx2::Avx2;
 use super::{Bytes, Inputs, LANES, Nibbles, Simd, Words, Work};
 
@@ -90,6 +91,26 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             [_mm512_castps512_ps256(vector), _mm256_castpd_ps(high)]
         };
         Avx2(()).sum(halves)
+    }
+
+    /// The codes go where they belong at once: what is gathered in memory first cannot be loaded while it is on its way.
+    #[inline(always)]
+    fn round(self, x: &[f32; 2 * LANES], inverse: f32, codes: &mut Inputs) -> i32 {
+        let (halves, to) = (x.as_chunks().0, codes.as_flattened_mut().as_chunks_mut::<LANES>().0);
+        // SAFETY: `self` proves AVX-512F; 16 codes are one unaligned vector of bytes.
+        unsafe {
+            let (inverse, above) = (_mm512_set1_ps(inverse), _mm512_set1_ps(ROUND));
+            let mut sums = _mm512_setzero_si512();
+            for (x, to) in halves.iter().zip(to) {
+                let bits = _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(self.load(x), inverse), above));
+                let ints = _mm512_sub_epi32(bits, _mm512_castps_si512(above));
+                let least = _mm512_max_epi32(ints, _mm512_set1_epi32(-127));
+                let ints = _mm512_min_epi32(least, _mm512_set1_epi32(127));
+                _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(ints));
+                sums = _mm512_add_epi32(sums, ints);
+            }
+            _mm512_reduce_add_epi32(sums)
+        }
     }
 
     #[inline(always)]

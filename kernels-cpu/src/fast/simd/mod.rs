@@ -15,6 +15,7 @@ use std::arch::is_aarch64_feature_detected;
 
 use half::{bf16, f16};
 
+use super::math::ROUND;
 use portable::Portable;
 
 /// Lanes of every sum.
@@ -51,6 +52,21 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn prefetch<T>(self, address: *const T);
     /// The sum of the lanes in a fixed tree: the upper half is added to the lower, until one is left.
     fn sum(self, vector: Self::Vector) -> f32;
+
+    /// Makes codes of x times `inverse`, the nearest integers (of two, the even one) from −127 to 127; returns their sum.
+    #[inline(always)]
+    fn round(self, x: &[f32; 2 * LANES], inverse: f32, codes: &mut Inputs) -> i32 {
+        let mut values = [0.0; 2 * LANES];
+        for ((code, value), x) in codes.as_flattened_mut().iter_mut().zip(&mut values).zip(x) {
+            let bits = (x * inverse + ROUND).to_bits() as i32;
+            // A subnormal scale has no finite inverse.
+            let rounded = (bits - ROUND.to_bits() as i32).clamp(-127, 127);
+            (*code, *value) = (rounded as i8, rounded as f32);
+        }
+        // Small integers, so that the sum is exact. In vectors, which compilers do not make of a sum of integers here.
+        let halves = values.as_chunks().0;
+        self.sum(self.fma(self.load(&halves[0]), self.splat(1.0), self.load(&halves[1]))) as i32
+    }
 
     /// The same number in all lanes.
     fn ints(self, value: i32) -> Self::Ints;
