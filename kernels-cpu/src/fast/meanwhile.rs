@@ -9,7 +9,7 @@ use super::simd::{LANES, Simd};
 use crate::Lora;
 
 /// Bytes that memory gives at once.
-const CACHE_LINE: usize = 64;
+pub(super) const CACHE_LINE: usize = 64;
 
 /// The rows of B that [`super::lora_up::add_up`] will want of a row for some outputs, to be fetched while W x is
 /// computed: they are few, far from anything read before, and needed at once after a product's last term. All of them

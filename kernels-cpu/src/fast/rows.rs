@@ -1,8 +1,10 @@
 //! Kernels that go over rows once: copies, sums, norms, rotations.
 
+use half::f16;
 use wattle_shaders::{Row, Sample};
 
 use super::math;
+use super::meanwhile::CACHE_LINE;
 use super::simd::{Simd, Work, run};
 use super::threads::lines;
 use super::tile::sum;
@@ -143,8 +145,10 @@ impl Work for Rotate<'_> {
 /// `k` and `v` \[rows, kv_heads × head_dim\]; K and V of one layer's cache.
 pub fn kv_write(rows: &[Row], layout: Layout, k: &[f32], v: &[f32], mut cache: KvMut) {
     let width = layout.kv_heads * layout.head_dim;
-    for (row, (k, v)) in rows.iter().zip(k.chunks(width).zip(v.chunks(width))) {
-        keep(row, layout, [k, v], &mut cache);
+    run(Places { rows, index: 0, layout, cache: &cache });
+    for (index, (k, v)) in k.chunks(width).zip(v.chunks(width)).enumerate() {
+        run(Places { rows, index: index + 1, layout, cache: &cache });
+        keep(&rows[index], layout, [k, v], &mut cache);
     }
 }
 
@@ -162,6 +166,43 @@ fn keep(row: &Row, layout: Layout, [k, v]: [&[f32]; 2], cache: &mut KvMut) {
                 let at_scale = layout.scale(block, position);
                 scales.iter_mut().zip(own).for_each(|(scales, own)| scales[at_scale] = own);
                 put(codes, at, [k, v], own.map(|own| move |x| code(x, own) as i8));
+            }
+        }
+    }
+}
+
+/// Asks for the places of the keys of a row, if they are not those of the row before: as many cache lines as a key has
+/// elements, for which writes would wait one after the other.
+struct Places<'a, 'b> {
+    rows: &'a [Row],
+    index: usize,
+    layout: Layout<'a>,
+    cache: &'a KvMut<'b>,
+}
+
+impl Work for Places<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, index, layout, cache } = self;
+        let Some(row) = rows.get(index) else { return };
+        let near = |before: &Row| {
+            before.sequence == row.sequence && !(row.position as usize).is_multiple_of(POSITIONS)
+        };
+        if index.checked_sub(1).is_some_and(|before| near(&rows[before])) {
+            return;
+        }
+        let (first, size): (*const u8, usize) = match cache {
+            KvMut::F32([keys, _]) => (keys.as_ptr().cast(), size_of::<f32>()),
+            KvMut::F16([keys, _]) => (keys.as_ptr().cast(), size_of::<f16>()),
+            KvMut::Q8 { codes: [keys, _], .. } => (keys.as_ptr().cast(), size_of::<i8>()),
+        };
+        for head in 0..layout.kv_heads {
+            let block = layout.block(row.sequence, head, row.position as usize);
+            let key = first.wrapping_add(layout.key(block, row.position as usize, 0) * size);
+            for byte in (0..layout.head_dim * POSITIONS * size).step_by(CACHE_LINE) {
+                simd.prefetch(key.wrapping_add(byte));
             }
         }
     }
@@ -200,14 +241,17 @@ pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], mut cache:
             run(Rotate { heads, head_dim, angles, row });
         }
     };
-    let mut turned = vec![0.0; kv_width];
-    for (row, (qkv, y)) in rows.iter().zip(qkv.chunks(q_width + 2 * kv_width).zip(y.chunks_mut(q_width))) {
+    let (layout, mut turned) = (op.layout, vec![0.0; kv_width]);
+    run(Places { rows, index: 0, layout, cache: &cache });
+    for (index, (qkv, y)) in qkv.chunks(q_width + 2 * kv_width).zip(y.chunks_mut(q_width)).enumerate() {
+        let row = &rows[index];
+        run(Places { rows, index: index + 1, layout, cache: &cache });
         let (q, kv) = qkv.split_at(q_width);
         let (k, v) = kv.split_at(kv_width);
         y.copy_from_slice(q);
         turn(row, y, &op.q_norm);
         turned.copy_from_slice(k);
         turn(row, &mut turned, &op.k_norm);
-        keep(row, op.layout, [&turned, v], &mut cache);
+        keep(row, layout, [&turned, v], &mut cache);
     }
 }
