@@ -83,29 +83,27 @@ impl Products<'_, '_> {
         let panels = rows.start / LANES..rows.end.div_ceil(LANES);
         let near = near(matrix, lines).min(panels.len());
         let mut scaling = Scaling::new(matrix, near);
-        // One tile reads each panel once; several of few lines read it again while it is in the nearest cache.
-        let step = if tiles(lines).count() == 1 { panels.len() } else { near }.max(1);
+        let most = if S::WIDE { K::LINES } else { 4 };
+        // Lines that are multiplied at once read each panel once; others of few lines read it again while it is in the
+        // nearest cache.
+        let at_once = lines <= most && lines.is_power_of_two();
+        let step = if at_once { panels.len() } else { near }.max(1);
         for start in panels.clone().step_by(step) {
             let some = start..panels.end.min(start + step);
             scaling.keep(simd, some.clone());
             for (line, width) in tiles(lines) {
-                let most = if S::WIDE { K::LINES } else { 4 };
                 let mut n = 0;
                 while n < width {
-                    let (y, meanwhile) = (&mut *y, &mut *meanwhile);
-                    let x = Part { blocks: &x[line * matrix.blocks() + n..], stride: width };
-                    let (rows, panels) = (rows.clone(), some.clone());
-                    let first = line + n;
                     let stretch: Stretch<K> = Stretch {
                         matrix,
-                        rows,
-                        panels,
+                        rows: rows.clone(),
+                        panels: some.clone(),
                         scaling: &scaling,
-                        x,
-                        line: first,
+                        x: Part { blocks: &x[line * matrix.blocks() + n..], stride: width },
+                        line: line + n,
                         done,
-                        y,
-                        meanwhile,
+                        y: &mut *y,
+                        meanwhile: &mut *meanwhile,
                     };
                     n += match most.min(width) {
                         8.. => stretch.of::<S, 8>(simd),
