@@ -6,6 +6,9 @@ use crate::activate::Function;
 /// Adding 1.5 · 2^23 rounds to an integer, which is then in the low bits; subtracting it gives the integer.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
+/// Multiply-adds that an exponential is worth.
+pub(super) const EXPONENTIAL: usize = 8;
+
 /// e^x within 2 ulp for x in \[-87, 88\]; beyond, the value at the border.
 ///
 /// x = n ln 2 + r with |r| ≤ ln 2 / 2; e^r is its Taylor polynomial of degree 7 (error 5e-9), and 2^n is made from bits.

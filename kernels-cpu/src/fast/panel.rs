@@ -15,8 +15,8 @@ mod tests;
 use std::ops::Range;
 
 use codes::{Eights, Fours};
-use kinds::{Floats, Groups, Kind, SmallGroups};
-use scaling::{Chunk, Scaling};
+use kinds::{AnyGroups, Floats, Kind, SmallGroups};
+use scaling::{Chunk, Groups, Scaling};
 
 use super::inputs::{Lines, TILE, tiles};
 use super::meanwhile::Meanwhile;
@@ -53,23 +53,18 @@ impl Work for Products<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let small = self.matrix.group == BLOCK;
-        match (self.x, self.matrix.bits, self.matrix.offsets) {
-            (Lines::Floats(x), ..) => self.of::<S, Floats>(simd, x),
-            (Lines::Rounded(x), Bits::Four, Offsets::Middle | Offsets::NormalFloat) if small => {
-                self.of::<S, SmallGroups<Fours<true>>>(simd, x);
-            }
-            (Lines::Rounded(x), Bits::Four, Offsets::Middle | Offsets::NormalFloat) => {
-                self.of::<S, Groups<Fours<true>, false>>(simd, x);
-            }
-            (Lines::Rounded(x), Bits::Four, _) => self.of::<S, Groups<Fours<false>, true>>(simd, x),
-            (Lines::Rounded(x), Bits::Eight, Offsets::Middle | Offsets::NormalFloat) if small => {
-                self.of::<S, SmallGroups<Eights>>(simd, x);
-            }
-            (Lines::Rounded(x), Bits::Eight, Offsets::Middle | Offsets::NormalFloat) => {
-                self.of::<S, Groups<Eights, false>>(simd, x);
-            }
-            (Lines::Rounded(x), Bits::Eight, _) => self.of::<S, Groups<Eights, true>>(simd, x),
+        let x = match self.x {
+            Lines::Floats(x) => return self.of::<S, Floats>(simd, x),
+            Lines::Rounded(x) => x,
+        };
+        let shifted = matches!(self.matrix.offsets, Offsets::Minimum(_) | Offsets::Zero(_));
+        match (self.matrix.bits, shifted, self.matrix.group) {
+            (Bits::Four, false, BLOCK) => self.of::<S, SmallGroups<Fours<true>>>(simd, x),
+            (Bits::Four, false, _) => self.of::<S, AnyGroups<Fours<true>, false>>(simd, x),
+            (Bits::Four, true, _) => self.of::<S, AnyGroups<Fours<false>, true>>(simd, x),
+            (Bits::Eight, false, BLOCK) => self.of::<S, SmallGroups<Eights>>(simd, x),
+            (Bits::Eight, false, _) => self.of::<S, AnyGroups<Eights, false>>(simd, x),
+            (Bits::Eight, true, _) => self.of::<S, AnyGroups<Eights, true>>(simd, x),
         }
     }
 }
@@ -136,6 +131,7 @@ struct Stretch<'a, 'b, K: Kind> {
     line: usize,
     done: usize,
     y: &'a mut [&'b mut [f32]],
+    /// A turn for each panel: of one line, beside more there is nothing to fetch.
     meanwhile: &'a mut Meanwhile,
 }
 
@@ -189,42 +185,33 @@ fn put<S: Simd>(simd: S, sums: S::Vector, lanes: Range<usize>, to: &mut [f32]) {
 struct Panel<'a> {
     matrix: &'a Panels<'a>,
     codes: &'a [Words],
-    groups: scaling::Groups<'a>,
-    blocks: usize,
+    groups: Groups<'a>,
 }
 
 impl<'a> Panel<'a> {
     #[inline(always)]
-    fn new(matrix: &'a Panels<'a>, index: usize, groups: scaling::Groups<'a>) -> Self {
-        let blocks = matrix.blocks();
-        let bytes = blocks * matrix.bits.block_bytes();
+    fn new(matrix: &'a Panels<'a>, index: usize, groups: Groups<'a>) -> Self {
+        let bytes = matrix.blocks() * matrix.bits.block_bytes();
         let codes = matrix.codes[index * bytes..][..bytes].as_chunks().0;
-        Self { matrix, codes, groups, blocks }
+        Self { matrix, codes, groups }
     }
 
     /// The blocks of a group.
     #[inline(always)]
     fn blocks_of(&self, group: usize) -> Range<usize> {
         let per = self.matrix.group.div_ceil(BLOCK);
-        group * per..self.blocks.min((group + 1) * per)
+        group * per..self.matrix.blocks().min((group + 1) * per)
     }
 }
 
 /// Some lines of a tile.
+#[derive(Clone, Copy)]
 struct Part<'a, T> {
     /// From the first block of the first line on.
     blocks: &'a [T],
     /// Lines of the tile: from one block of a line to the next.
     stride: usize,
 }
-
-impl<T> Clone for Part<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Part<'_, T> {}
 
 impl<T> Part<'_, T> {
     /// Block `block` of N lines.

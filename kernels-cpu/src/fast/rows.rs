@@ -1,6 +1,5 @@
 //! Kernels that go over rows once: copies, sums, norms, rotations.
 
-use half::f16;
 use wattle_shaders::{Row, Sample};
 
 use super::math;
@@ -49,8 +48,7 @@ pub fn add(x: &[f32], y: &[f32], z: &mut [f32]) {
 
 /// y = f(x), times `up` if there is one.
 pub fn activate(function: Function, x: &[f32], up: Option<&[f32]>, y: &mut [f32]) {
-    // An exponential is worth about eight multiply-adds.
-    lines(y, 1, 8 * x.len(), |first, y| {
+    lines(y, 1, math::EXPONENTIAL * x.len(), |first, y| {
         y.copy_from_slice(&x[first..][..y.len()]);
         run(Activate { function, y });
         if let Some(up) = up {
@@ -145,9 +143,9 @@ impl Work for Rotate<'_> {
 /// `k` and `v` \[rows, kv_heads × head_dim\]; K and V of one layer's cache.
 pub fn kv_write(rows: &[Row], layout: Layout, k: &[f32], v: &[f32], mut cache: KvMut) {
     let width = layout.kv_heads * layout.head_dim;
-    run(Places { rows, index: 0, layout, cache: &cache });
+    ask(rows, 0, layout, &cache);
     for (index, (k, v)) in k.chunks(width).zip(v.chunks(width)).enumerate() {
-        run(Places { rows, index: index + 1, layout, cache: &cache });
+        ask(rows, index + 1, layout, &cache);
         keep(&rows[index], layout, [k, v], &mut cache);
     }
 }
@@ -171,11 +169,19 @@ fn keep(row: &Row, layout: Layout, [k, v]: [&[f32]; 2], cache: &mut KvMut) {
     }
 }
 
-/// Asks for the places of the keys of a row, if they are not those of the row before: as many cache lines as a key has
-/// elements, for which writes would wait one after the other.
+/// Asks for the places of a row's keys, if there is such a row and they are not on the cache lines of the row before.
+fn ask(rows: &[Row], index: usize, layout: Layout, cache: &KvMut) {
+    let Some(row) = rows.get(index) else { return };
+    let before = index.checked_sub(1).map(|before| &rows[before]);
+    let begins = (row.position as usize).is_multiple_of(POSITIONS);
+    if begins || before.is_none_or(|before| before.sequence != row.sequence) {
+        run(Places { row, layout, cache });
+    }
+}
+
+/// The places of a row's keys: as many cache lines as a key has elements, for which writes would wait one after the other.
 struct Places<'a, 'b> {
-    rows: &'a [Row],
-    index: usize,
+    row: &'a Row,
     layout: Layout<'a>,
     cache: &'a KvMut<'b>,
 }
@@ -185,27 +191,25 @@ impl Work for Places<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { rows, index, layout, cache } = self;
-        let Some(row) = rows.get(index) else { return };
-        let near = |before: &Row| {
-            before.sequence == row.sequence && !(row.position as usize).is_multiple_of(POSITIONS)
+        let Self { row, layout, cache } = self;
+        let (keys, size) = match cache {
+            KvMut::F32([keys, _]) => start(keys),
+            KvMut::F16([keys, _]) => start(keys),
+            KvMut::Q8 { codes: [keys, _], .. } => start(keys),
         };
-        if index.checked_sub(1).is_some_and(|before| near(&rows[before])) {
-            return;
-        }
-        let (first, size): (*const u8, usize) = match cache {
-            KvMut::F32([keys, _]) => (keys.as_ptr().cast(), size_of::<f32>()),
-            KvMut::F16([keys, _]) => (keys.as_ptr().cast(), size_of::<f16>()),
-            KvMut::Q8 { codes: [keys, _], .. } => (keys.as_ptr().cast(), size_of::<i8>()),
-        };
+        let position = row.position as usize;
         for head in 0..layout.kv_heads {
-            let block = layout.block(row.sequence, head, row.position as usize);
-            let key = first.wrapping_add(layout.key(block, row.position as usize, 0) * size);
+            let key = layout.key(layout.block(row.sequence, head, position), position, 0);
             for byte in (0..layout.head_dim * POSITIONS * size).step_by(CACHE_LINE) {
-                simd.prefetch(key.wrapping_add(byte));
+                simd.prefetch(keys.wrapping_add(key * size + byte));
             }
         }
     }
+}
+
+/// Where values begin, and the bytes of each.
+fn start<T>(values: &[T]) -> (*const u8, usize) {
+    (values.as_ptr().cast(), size_of::<T>())
 }
 
 /// A head's key to its panel, and its value to its place.
@@ -242,10 +246,10 @@ pub fn rope_kv(rows: &[Row], op: &RopeKv, qkv: &[f32], y: &mut [f32], mut cache:
         }
     };
     let (layout, mut turned) = (op.layout, vec![0.0; kv_width]);
-    run(Places { rows, index: 0, layout, cache: &cache });
+    ask(rows, 0, layout, &cache);
     for (index, (qkv, y)) in qkv.chunks(q_width + 2 * kv_width).zip(y.chunks_mut(q_width)).enumerate() {
         let row = &rows[index];
-        run(Places { rows, index: index + 1, layout, cache: &cache });
+        ask(rows, index + 1, layout, &cache);
         let (q, kv) = qkv.split_at(q_width);
         let (k, v) = kv.split_at(kv_width);
         y.copy_from_slice(q);

@@ -2,7 +2,7 @@
 
 use wattle_shaders::{Sample, Sampled};
 
-use super::math::exp;
+use super::math::{EXPONENTIAL, exp};
 use super::simd::{LANES, Simd, Work, run};
 use super::threads::lines;
 use super::tile::{maximum, sum};
@@ -11,9 +11,6 @@ use crate::philox::uniform;
 
 /// Logits that are summed together: how many threads there are changes no sum.
 const PART: usize = 1 << 13;
-
-/// An exponential is worth about as many multiply-adds.
-const EXPONENTIAL: usize = 8;
 
 /// `logits` \[samples, vocab\]; `states` has an entry per sequence and takes the drawn tokens, after all draws.
 pub fn sample(samples: &[Sample], vocab: usize, logits: &[f32], states: &mut [State]) -> Vec<Sampled> {

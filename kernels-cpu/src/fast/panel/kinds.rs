@@ -12,7 +12,7 @@ use crate::panels::{BLOCK, Bits, NF4, Offsets};
 /// A way to the sums of a panel.
 pub(super) trait Kind {
     /// 32 inputs of a line.
-    type Inputs;
+    type Inputs: Copy;
     /// Lines that there are registers for at once, where [`Simd::WIDE`] says so.
     const LINES: usize;
 
@@ -59,9 +59,9 @@ impl<C: Codes> Kind for SmallGroups<C> {
 }
 
 /// Rounded inputs, and groups of any size.
-pub(super) struct Groups<C, const SHIFTED: bool>(PhantomData<C>);
+pub(super) struct AnyGroups<C, const SHIFTED: bool>(PhantomData<C>);
 
-impl<C: Codes, const SHIFTED: bool> Kind for Groups<C, SHIFTED> {
+impl<C: Codes, const SHIFTED: bool> Kind for AnyGroups<C, SHIFTED> {
     type Inputs = Block;
     const LINES: usize = 8;
 

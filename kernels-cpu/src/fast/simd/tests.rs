@@ -36,6 +36,39 @@ impl Work for Check {
     }
 }
 
+/// Codes of inputs, and their sum.
+#[derive(Clone, Copy)]
+struct Rounding<'a>(&'a [f32; BLOCK], f32);
+
+impl Work for Rounding<'_> {
+    type Output = (Inputs, i32);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Self::Output {
+        let mut codes = Inputs::default();
+        let sum = simd.round(self.0, self.1, &mut codes);
+        (codes, sum)
+    }
+}
+
+#[test]
+fn all_sets_make_the_same_codes() {
+    // Halves, which go to the even one; sizes beyond the codes'; what has no finite inverse.
+    for (step, inverse) in [(0.5, 1.0), (11.0, 1.3), (1e-44, f32::INFINITY), (1.0, 0.0)] {
+        let x: [f32; BLOCK] = std::array::from_fn(|i| (i as f32 - 15.0) * step);
+        for (set, (codes, sum)) in run_all(Rounding(&x, inverse)).into_iter().enumerate() {
+            let codes = codes.as_flattened();
+            assert_eq!(sum, codes.iter().map(|&code| i32::from(code)).sum::<i32>(), "set {set}");
+            for (&code, x) in codes.iter().zip(x).filter(|_| inverse.is_finite()) {
+                let nearest = (x * inverse).round_ties_even().clamp(-127.0, 127.0);
+                assert_eq!(f32::from(code), nearest, "set {set}: {x} times {inverse}");
+            }
+        }
+        let all = run_all(Rounding(&x, inverse));
+        assert!(all.iter().all(|codes| *codes == all[0]), "{step} times {inverse}: {all:?}");
+    }
+}
+
 /// a² − 1 − 2⁻¹¹ for a = 1 + 2⁻¹²: 2⁻²⁴ if that is rounded once, 0 if twice.
 #[derive(Clone, Copy)]
 struct Square;
