@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::carry::{carry_lora_down, fold_norm};
 use super::graph::{Graph, open_project, sibling};
+use super::late::select_early;
 use super::{GateUp, Op, OpKind, Plan, Project, RopeKv, Site, TensorId};
 use crate::model::{Matrix, NormWeights, Vector};
 
@@ -17,15 +18,18 @@ pub struct FuseOptions {
     /// With `lora_epilogue`: whether launches carry A x for the projection behind them (see [`super::Carry`]), and the
     /// largest binding \[bytes\] that what they read may take.
     pub carry: Option<u64>,
+    /// Whether the last layer goes on behind its attention with sampled rows alone.
+    pub early_select: bool,
 }
 
 impl FuseOptions {
     /// For a CPU, where a call costs nothing: A x and norms are ops of their own.
-    pub const CPU: Self = Self { lora_epilogue: true, norm_prologue: false, carry: None };
+    pub const CPU: Self = Self { lora_epilogue: true, norm_prologue: false, carry: None, early_select: true };
 
-    /// For a GPU with bindings of so many bytes: in decode no launch exists for LoRA alone.
+    /// For a GPU with bindings of so many bytes: in decode no launch exists for LoRA alone, nor for rows that are all
+    /// sampled anyway.
     pub const fn gpu(binding: u64) -> Self {
-        Self { lora_epilogue: true, norm_prologue: true, carry: Some(binding) }
+        Self { lora_epilogue: true, norm_prologue: true, carry: Some(binding), early_select: false }
     }
 }
 
@@ -50,6 +54,9 @@ pub fn fuse(plan: &Plan, options: FuseOptions) -> Plan {
     }
     for index in (0..plan.ops.len()).filter(|_| options.lora_epilogue) {
         let _ = options.carry.and_then(|binding| carry_lora_down(&mut graph, index, binding));
+    }
+    if options.early_select {
+        let _ = select_early(&mut graph);
     }
     graph.finish()
 }

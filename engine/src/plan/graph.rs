@@ -69,6 +69,15 @@ impl Graph {
         self.plan.tensor(id).extent
     }
 
+    pub fn of(&self, id: TensorId) -> &Tensor {
+        self.plan.tensor(id)
+    }
+
+    /// Gives a tensor another extent.
+    pub fn set_extent(&mut self, id: TensorId, extent: Extent) {
+        self.plan.tensors[id.0 as usize].extent = extent;
+    }
+
     /// Removes ops and puts `op` where `at` was.
     pub fn replace(&mut self, removed: &[usize], at: usize, op: Op) {
         for &index in removed {

@@ -9,6 +9,7 @@ mod cost;
 mod fuse;
 mod gate;
 mod graph;
+mod late;
 mod lora;
 mod op;
 mod site;

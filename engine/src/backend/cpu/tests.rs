@@ -11,7 +11,7 @@ use crate::adapter::{Factors, Pair};
 use crate::backend::{Backend, Capacity, Doors, Limits, PlanHandle, Step};
 use crate::error::Error;
 use crate::model::{Dtype, Model};
-use crate::plan::{self, FactorType, FuseOptions, LoraCapacity, Op, Plan, TensorId};
+use crate::plan::{self, Extent, FactorType, FuseOptions, LoraCapacity, Op, Plan, TensorId};
 
 const CAPACITY: Capacity = Capacity { sequences: 3, context: 32, pages: 3, rows: 8, samples: 4 };
 
@@ -116,6 +116,34 @@ fn a_step_through_doors_is_the_step() {
             }
         }
         backend.check_guards().expect("guards");
+    }
+}
+
+#[test]
+fn rows_that_are_not_sampled_end_behind_the_last_attention() {
+    let [plain, early, _] = plans();
+    let options = FuseOptions { early_select: false, ..FuseOptions::CPU };
+    let late = Arc::new(plan::fuse(&plain, options).with_factors(FactorType::F16));
+    let of_samples = |op: &&Op| op.output.is_some_and(|id| early.tensor(id).extent == Extent::Samples);
+    let layers: Vec<&str> =
+        early.ops.iter().filter(of_samples).filter_map(|op| op.name.strip_prefix("layers.")).collect();
+    let loras = ["o.lora_down", "o", "mlp_norm", "gate_up.lora_down", "gate_up", "down.lora_down", "down"];
+    assert_eq!(layers, loras.map(|name| format!("{}.{name}", early.kv.layers - 1)));
+    let mut from_the_start = step();
+    from_the_start.rows.iter_mut().for_each(|row| row.position -= 4);
+    for samples in 0..=2 {
+        let step = Step { samples: from_the_start.samples[..samples].to_vec(), ..from_the_start.clone() };
+        let [early, late] = [&early, &late].map(|plan| {
+            let (mut backend, handle) = backend(Mode::Fast, plan);
+            for slot in 0..2 {
+                backend.set_slot(slot, Some(factors(plan, 1 + 2 * slot))).expect("factors");
+            }
+            let logits = plan.find("head").expect("logits");
+            let doors = Doors { range: 0..plan.ops.len(), taps: vec![logits], ..Doors::default() };
+            backend.run(handle, &step, &doors).expect("a run").remove(&logits).expect("a tap")
+        });
+        assert_eq!(early.len(), samples * plain.vocab);
+        assert!(early.iter().all(|logit| logit.is_finite()) && early == late, "{samples} samples");
     }
 }
 
