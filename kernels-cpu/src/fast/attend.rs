@@ -46,10 +46,27 @@ pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], kv: Kv, y: &
         let queries = heads.map(|(q, y)| Query { span: span.clone(), table, q, y });
         groups[group_of[line] * layout.kv_heads + head].queries.extend(queries);
     }
-    let per = groups.len().div_ceil(parts(work)).max(1);
-    let tasks: Vec<&mut [Group]> = groups.chunks_mut(per).collect();
-    each(tasks, |groups| groups.iter_mut().for_each(run));
+    each(tasks(&mut groups, parts(work)), |groups| groups.iter_mut().for_each(run));
     groups.iter().map(|group| group.read).sum()
+}
+
+/// Cuts groups into `count` runs of about the same work, or fewer: later rows of a prompt have more to read.
+fn tasks<'g, 'a>(mut groups: &'g mut [Group<'a>], count: usize) -> Vec<&'g mut [Group<'a>]> {
+    let mut left: usize = groups.iter().map(Group::work).sum();
+    let mut tasks = Vec::with_capacity(count);
+    while !groups.is_empty() {
+        // What is left, divided by the tasks that are left.
+        let share = left.div_ceil(count.saturating_sub(tasks.len()).max(1));
+        let (mut len, mut work) = (0, 0);
+        while len < groups.len() && work < share {
+            work += groups[len].work();
+            len += 1;
+        }
+        let (task, rest) = groups.split_at_mut(len);
+        tasks.push(task);
+        (groups, left) = (rest, left - work);
+    }
+    tasks
 }
 
 /// Which rows are computed together: for each row, the number of its group.
@@ -95,6 +112,13 @@ struct Group<'a> {
     queries: Vec<Query<'a>>,
     /// Pages whose keys were read; as many are of their values.
     read: u64,
+}
+
+impl Group<'_> {
+    /// Scores that it makes; what else a query takes is worth about a page of them.
+    fn work(&self) -> usize {
+        self.queries.iter().map(|query| query.span.len() + PAGE).sum()
+    }
 }
 
 struct Query<'a> {
@@ -251,6 +275,29 @@ mod tests {
         let read = attend(&rows, &op, layout, &q, Kv::F32([&cache; 2]), &mut y);
         assert!(y.iter().all(|y| (y - 0.5).abs() < 1e-6), "the mean of equal values");
         read
+    }
+
+    #[test]
+    fn tasks_are_all_groups_in_their_order_and_about_the_same_work() {
+        let layout = Layout { kv_heads: 1, head_dim: 16, tables: &[], stride: 0 };
+        let op = Attend { heads: 1, scale: 1.0, window: None };
+        let source = Source { layout, kv: Kv::F32([&[]; 2]), head: 0 };
+        let query = |end| Query { span: 0..end, table: &[], q: &[], y: &mut [] };
+        let group = |end| Group { op: &op, source, queries: vec![query(end)], read: 0 };
+        let group_work = |end| group(end).work();
+        for (ends, count) in [(1..513, 8), (1..10, 8), (500..502, 8), (1..4, 1), (0..0, 8)] {
+            let mut groups: Vec<Group> = ends.clone().map(group).collect();
+            let (total, most) = (ends.clone().map(group_work).sum::<usize>(), group_work(ends.end));
+            let tasks = tasks(&mut groups, count);
+            assert!(tasks.len() <= count && tasks.iter().all(|task| !task.is_empty()), "{ends:?}");
+            for task in &tasks {
+                let work: usize = task.iter().map(Group::work).sum();
+                assert!(work <= total / count + most, "{ends:?}: {work} of {total} in one of {count}");
+            }
+            let cut: Vec<usize> =
+                tasks.iter().flat_map(|task| &**task).map(|group| group.queries[0].span.end).collect();
+            assert_eq!(cut, ends.collect::<Vec<_>>());
+        }
     }
 
     #[test]
