@@ -9,6 +9,7 @@ mod keys;
 mod values;
 mod widen;
 
+use std::mem;
 use std::ops::Range;
 
 use wattle_shaders::{PAGE, Row};
@@ -46,7 +47,7 @@ pub fn attend(rows: &[Row], op: &Attend, layout: Layout, q: &[f32], kv: Kv, y: &
         let queries = heads.map(|(q, y)| Query { span: span.clone(), table, q, y });
         groups[group_of[line] * layout.kv_heads + head].queries.extend(queries);
     }
-    each(tasks(&mut groups, parts(work)), |groups| groups.iter_mut().for_each(run));
+    each(tasks(&mut groups, parts(work)), |groups| run(Task(groups)));
     groups.iter().map(|group| group.read).sum()
 }
 
@@ -175,10 +176,12 @@ struct Scores {
 }
 
 impl Scores {
-    fn new(queries: &[Query], segments: &[Segment]) -> Self {
+    /// In `values`: what others left there is not read.
+    fn new(mut values: Vec<f32>, queries: &[Query], segments: &[Segment]) -> Self {
         let start = segments.first().map_or(0, |segment| segment.pages.start * PAGE);
         let positions = segments.last().map_or(0, |segment| segment.pages.end * PAGE - start);
-        Self { values: vec![0.0; queries.len() * positions], positions, start }
+        values.resize(values.len().max(queries.len() * positions), 0.0);
+        Self { values, positions, start }
     }
 
     /// Where query `query` has its score of a position.
@@ -199,18 +202,38 @@ impl Scores {
     }
 }
 
-impl Work for &mut Group<'_> {
+/// Groups, one after the other.
+struct Task<'g, 'a>(&'g mut [Group<'a>]);
+
+impl Work for Task<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let mut room = Room::default();
+        for group in self.0 {
+            group.attend(simd, &mut room);
+        }
+    }
+}
+
+/// What a group needs for a while, and the next one again.
+#[derive(Default)]
+struct Room {
+    scores: Vec<f32>,
+    /// A page as f32.
+    wide: Vec<f32>,
+}
+
+impl Group<'_> {
+    #[inline(always)]
+    fn attend<S: Simd>(&mut self, simd: S, room: &mut Room) {
         // What is stable keeps the heads of a row together.
         self.queries.sort_by_key(|query| query.table);
         let segments = segments(&self.queries);
-        let mut scores = Scores::new(&self.queries, &segments);
-        let mut wide = Vec::new();
+        let mut scores = Scores::new(mem::take(&mut room.scores), &self.queries, &segments);
         for segment in &segments {
-            self.keys(simd, segment, &mut scores, &mut wide);
+            self.keys(simd, segment, &mut scores, &mut room.wide);
         }
         let mut totals = Vec::with_capacity(self.queries.len());
         for (index, query) in self.queries.iter_mut().enumerate() {
@@ -224,11 +247,12 @@ impl Work for &mut Group<'_> {
             query.y.fill(0.0);
         }
         for segment in &segments {
-            self.values(simd, segment, &scores, &mut wide);
+            self.values(simd, segment, &scores, &mut room.wide);
         }
         for (query, total) in self.queries.iter_mut().zip(totals) {
             query.y.iter_mut().for_each(|y| *y /= total);
         }
+        room.scores = scores.values;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Inputs as the kernels of quantized matrices read them.
 
-use std::mem;
+use std::mem::{self, MaybeUninit};
 
 use wattle_shaders::FactorType;
 
@@ -75,20 +75,49 @@ pub(super) struct Block {
 impl Lines {
     /// `x` \[lines, cols\].
     pub fn new(x: &[f32], cols: usize, rounded: bool) -> Self {
-        let cols = cols.max(1);
-        let count = x.len() / cols * cols.div_ceil(BLOCK);
-        if rounded {
-            let mut to = vec![Block { codes: Inputs::default(), scale: 0.0, sum: 0, middle: 0 }; count];
-            each(pieces(x, cols, &mut to), |piece| run(Round(piece)));
-            Self::Rounded(to)
-        } else {
-            let mut to = vec![[0.0; BLOCK]; count];
-            for piece in pieces(x, cols, &mut to) {
-                piece.place(|from, to| *to = *from);
-            }
-            Self::Floats(to)
-        }
+        if rounded { Self::Rounded(blocks(x, cols)) } else { Self::Floats(blocks(x, cols)) }
     }
+}
+
+/// What is made of 32 inputs.
+trait Make: Send {
+    fn make<S: Simd>(simd: S, x: &[f32; BLOCK]) -> Self;
+}
+
+impl Make for [f32; BLOCK] {
+    #[inline(always)]
+    fn make<S: Simd>(_: S, x: &[f32; BLOCK]) -> Self {
+        *x
+    }
+}
+
+impl Make for Block {
+    #[inline(always)]
+    fn make<S: Simd>(simd: S, x: &[f32; BLOCK]) -> Self {
+        // Sizes compare as their bits do; NaN has the largest.
+        let mut max = 0;
+        for x in x {
+            max = max.max(x.abs().to_bits());
+        }
+        let max = f32::from_bits(max);
+        // Where an input is not finite, the block's results must not be: infinity times zero is not a number.
+        let scale = max / 127.0 + max * 0.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let mut codes = Inputs::default();
+        let sum = simd.round(x, inverse, &mut codes);
+        Self { codes, scale, sum, middle: -8 * sum }
+    }
+}
+
+/// The blocks of all lines, made on several threads: to clear their memory first would take one of them longer.
+fn blocks<T: Make>(x: &[f32], cols: usize) -> Vec<T> {
+    let cols = cols.max(1);
+    let count = x.len() / cols * cols.div_ceil(BLOCK);
+    let mut blocks = Vec::with_capacity(count);
+    each(pieces(x, cols, &mut blocks.spare_capacity_mut()[..count]), run);
+    // SAFETY: the pieces are all of the `count` places (checked by `pieces`), and running one writes each of its own.
+    unsafe { blocks.set_len(count) };
+    blocks
 }
 
 /// Some blocks of all lines of a tile.
@@ -98,14 +127,14 @@ struct Piece<'a, T> {
     cols: usize,
     /// The first block's index in a line.
     first: usize,
-    to: &'a mut [T],
+    to: &'a mut [MaybeUninit<T>],
 }
 
 /// Rounding a number is worth about as many multiply-adds.
 const COST: usize = 8;
 
 /// Divides the blocks of all lines for several threads.
-fn pieces<'a, T>(x: &'a [f32], cols: usize, mut to: &'a mut [T]) -> Vec<Piece<'a, T>> {
+fn pieces<'a, T>(x: &'a [f32], cols: usize, mut to: &'a mut [MaybeUninit<T>]) -> Vec<Piece<'a, T>> {
     let (count, blocks) = (x.len() / cols, cols.div_ceil(BLOCK));
     let mut pieces = Vec::new();
     for (line, width) in tiles(count) {
@@ -119,57 +148,32 @@ fn pieces<'a, T>(x: &'a [f32], cols: usize, mut to: &'a mut [T]) -> Vec<Piece<'a
             to = rest;
         }
     }
+    assert!(to.is_empty(), "places for more blocks than the lines have");
     pieces
 }
 
-impl<T> Piece<'_, T> {
+impl<T: Make> Work for Piece<'_, T> {
+    type Output = ();
+
     /// Makes each block of its inputs, with zeros behind a line's last.
     #[inline(always)]
-    fn place(self, make: impl Fn(&[f32; BLOCK], &mut T)) {
+    fn run<S: Simd>(self, simd: S) {
         let width = self.x.len() / self.cols;
         for (n, line) in self.x.chunks(self.cols).enumerate() {
-            let from = line[self.first * BLOCK..].chunks(BLOCK);
-            for (from, to) in from.zip(self.to[n..].iter_mut().step_by(width)) {
+            let mut from = line[self.first * BLOCK..].chunks(BLOCK);
+            for to in self.to[n..].iter_mut().step_by(width) {
+                let from = from.next().unwrap_or_default();
                 match from.as_array() {
-                    Some(whole) => make(whole, to),
+                    Some(whole) => to.write(T::make(simd, whole)),
                     None => {
                         let mut padded = [0.0; BLOCK];
                         padded[..from.len()].copy_from_slice(from);
-                        make(&padded, to);
+                        to.write(T::make(simd, &padded))
                     }
-                }
+                };
             }
         }
     }
-}
-
-struct Round<'a>(Piece<'a, Block>);
-
-impl Work for Round<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        self.0.place(
-            #[inline(always)]
-            |from, to| round(simd, from, to),
-        );
-    }
-}
-
-#[inline(always)]
-fn round<S: Simd>(simd: S, x: &[f32; BLOCK], to: &mut Block) {
-    // Sizes compare as their bits do; NaN has the largest.
-    let mut max = 0;
-    for x in x {
-        max = max.max(x.abs().to_bits());
-    }
-    let max = f32::from_bits(max);
-    // Where an input is not finite, the block's results must not be: infinity times zero is not a number.
-    to.scale = max / 127.0 + max * 0.0;
-    let inverse = if to.scale > 0.0 { 1.0 / to.scale } else { 0.0 };
-    to.sum = simd.round(x, inverse, &mut to.codes);
-    to.middle = -8 * to.sum;
 }
 
 #[cfg(test)]
