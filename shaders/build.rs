@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         if path.extension().is_some_and(|extension| extension == "wgsl") {
             constant(&mut constants, &path, "")?;
             if fs::read_to_string(&path)?.contains("shared::tile") {
+                constant(&mut constants, &path, "half")?;
                 constant(&mut constants, &path, "int8")?;
                 constant(&mut constants, &path, "coop")?;
             }
@@ -28,8 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// How products are made in tiles: by f32 (""), by codes of 8 bits ("int8", of the quantized types alone), or by
-/// cooperative matrices ("coop", always with subgroups). The constant is `NAME_int8`, `NAME_coop`.
+/// How products are made in tiles: of f32 (""), of f16 ("half"), of codes of 8 bits ("int8", of the quantized types alone),
+/// or by cooperative matrices ("coop", always with subgroups). The constant is `NAME_half`, `NAME_int8`, `NAME_coop`.
 fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn Error>> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or("a kernel's name is not UTF-8")?;
     let module: ModulePath = format!("package::{stem}").parse()?;
@@ -52,7 +53,7 @@ fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn
                 // naga validates what comes out, in this crate's tests; wesl does not know all of WGSL.
                 compiler.set_options(CompileOptions { validate: false, ..CompileOptions::default() });
                 compiler.set_features([("subgroups", subgroups || products == "coop"), ("halves", halves)]);
-                compiler.set_features(["int8", "coop"].map(|name| (name, name == products)));
+                compiler.set_features(["half", "int8", "coop"].map(|name| (name, name == products)));
                 compiler.set_features(TYPES.map(|name| (name, name == weights)));
                 let wgsl =
                     compiler.compile(&module).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -71,7 +71,8 @@ pub struct EngineOptions {
     pub cpu_kernels: CpuKernels,
     /// What dense weights are quantized to when the engine is made; `None` leaves them as they are.
     pub quant: Option<Quant>,
-    /// What activations are rounded to before they meet quantized weights, and how LoRA factors are kept.
+    /// What activations are rounded to before they meet quantized weights (on a GPU: those of prompts, and for weights that
+    /// are no integers of 4 or 8 bits both to f16), and how LoRA factors are kept.
     pub precision: Precision,
     /// CPU threads; `None` takes one per core.
     pub threads: Option<usize>,

@@ -8,7 +8,8 @@ import package::shared::functions::activate;
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, prepare};
 import package::shared::step::NO_INDEX;
-import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, Products, ROWS, STEP, Span, TILE_LANES, multiply, place, quad_of, row_of, sums_of, w_tile};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, Products, ROWS, STEP, Span, TILE_LANES, multiply, place, quad_of, row_of, sums_of};
+import package::shared::tile_room::{put_w, w_at};
 import package::shared::tile_gated::load_weights;
 import package::shared::tile_inputs::load_inputs;
 import package::shared::tile_lora::{add_lora, note_slots, slot_of};
@@ -46,7 +47,7 @@ fn bias_of(first: u32) -> vec4f {
     return vec4f(bias[min(first, last)], bias[min(first + 1u, last)], bias[min(first + 2u, last)], bias[min(first + 3u, last)]);
 }
 
-// t = A y over the tile's outputs, of which `local` is the first; y is in w_tile.
+// t = A y over the tile's outputs, of which `local` is the first; y is where weights were.
 fn carry(local: u32, place: Place, lane: Lane) {
     note_slots(place, next.layer, lane);
     workgroupBarrier();
@@ -67,7 +68,7 @@ fn carry(local: u32, place: Place, lane: Lane) {
         let a = (index * next.rank + r) * columns + first;
         var sum = 0.0;
         for (var q = 0u; q < min(PART / 4u, columns - first); q++) {
-            sum += dot(a_quad(next.head, a + q), w_tile[row * half() + part * PART / 4u + q]);
+            sum += dot(a_quad(next.head, a + q), w_at(row * half() + part * PART / 4u + q));
         }
         let at = (place.line + row) * t_out_stride() + ((params.first + local) / PART + part) * t_width + output;
         t_out[at] = sum * entry.scale;
@@ -95,7 +96,7 @@ fn main(lane: Lane) {
     let quad = quad_of(lane) % half();
     if quad_of(lane) >= half() {
         for (var i = 0u; i < LANE_ROWS; i++) {
-            w_tile[row_of(lane, i) * half() + quad] = acc[i] + bias_of(params.outputs + first + quad * 4u);
+            put_w(row_of(lane, i) * half() + quad, acc[i] + bias_of(params.outputs + first + quad * 4u));
         }
     }
     workgroupBarrier();
@@ -104,15 +105,17 @@ fn main(lane: Lane) {
             let at = row_of(lane, i) * half() + quad;
             let line = place.line + row_of(lane, i);
             let g = acc[i] + bias_of(first + quad * 4u);
-            let u = w_tile[at];
+            let u = w_at(at);
+            var values = vec4f(); // naga does not clear variables in loops
             for (var e = 0u; e < 4u; e++) {
                 let inside = local + quad * 4u + e < params.rows;
                 let value = select(0.0, activate(params.function, g[e]) * u[e], inside);
-                w_tile[at][e] = value;
+                values[e] = value;
                 if inside && line < place.end {
                     y[line * params.stride + first + quad * 4u + e] = value;
                 }
             }
+            put_w(at, values);
         }
     }
     workgroupBarrier();

@@ -7,7 +7,8 @@ import package::shared::dots::masked;
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, prepare};
 import package::shared::step::NO_INDEX;
-import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, Products, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, quad_of, row_of, sums_of, x_tile};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, Products, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, quad_of, row_of, sums_of};
+import package::shared::tile_room::{DEEP, PITCH, put_x, x_at};
 import package::shared::tile_down::{load_factors, rank_row, rank_scale};
 import package::shared::tile_inputs::x;
 import package::shared::tile_lora::{note_slots, slot_from, slot_of};
@@ -40,19 +41,19 @@ fn input(place: Place, row: u32, i: u32) -> vec4f {
 
 // Eight lanes sum the squares of a row, each every eighth vec4.
 fn put_scales(place: Place, lane: Lane) {
-    for (var at = lane.index; at < ROWS * STEP; at += TILE_LANES) {
+    for (var at = lane.index; at < ROWS * DEEP; at += TILE_LANES) {
         var squares = 0.0;
-        for (var i = at % STEP; i < params.k4; i += STEP) {
-            let v = input(place, at / STEP, i);
+        for (var i = at % DEEP; i < params.k4; i += DEEP) {
+            let v = input(place, at / DEEP, i);
             squares = fma(v.w, v.w, fma(v.z, v.z, fma(v.y, v.y, fma(v.x, v.x, squares))));
         }
-        x_tile[at / STEP * PITCH + at % STEP].x = squares;
+        put_x(at / DEEP * PITCH + at % DEEP, vec4f(squares));
     }
     workgroupBarrier();
     for (var row = lane.index; row < ROWS; row += TILE_LANES) {
         var sum = 0.0;
-        for (var i = 0u; i < STEP; i++) {
-            sum += x_tile[row * PITCH + i].x;
+        for (var i = 0u; i < DEEP; i++) {
+            sum += x_at(row * PITCH + i).x;
         }
         scales[row] = 1.0 / sqrt(sum / f32(params.width) + params.eps);
     }

@@ -1,11 +1,12 @@
-//! Projections of prompts in fast precision: inputs are rounded to 8 bits before they meet quantized weights. What that
-//! may change of each output follows from the inputs and the weights.
+//! Projections of prompts in fast precision: inputs are rounded to 8 bits before they meet weights whose codes are
+//! integers, and with all others (on a GPU) inputs and weights are rounded to f16. What that may change of each output
+//! follows from the inputs and the weights.
 
 use std::sync::Arc;
 
 use wattle_engine::Row;
 use wattle_engine::adapter::{Factors, Place};
-use wattle_engine::model::{Activation, Format, Matrix, NormKind, NormWeights, Offset, PanelFormat};
+use wattle_engine::model::{Activation, Dtype, Format, Matrix, NormKind, NormWeights, Offset};
 use wattle_engine::plan::{Extent, GATE_UP_PART, GateUp, Norm, OpKind, Plan, Project, Site, TensorId};
 
 use crate::Case;
@@ -31,8 +32,23 @@ const HALF: f64 = 0.5 + 1e-4;
 /// f32 sums of some hundred terms, relative to the sum of their sizes: 2^-24 per step, taken generously.
 pub(crate) const SUMS: f64 = 1e-5;
 
-/// w · x, and by how much it may be off.
-fn product(w: &[f32], x: &[f32]) -> (f64, f64) {
+/// What rounding to f16 may change, in either direction: of a number its 2^-10th, and of very small ones 2^-24.
+const F16: [f64; 2] = [1.0 / 1024.0, 1.0 / 16_777_216.0];
+
+/// w · x, and by how much it may be off where both are rounded to f16.
+fn of_halves(w: &[f32], x: &[f32]) -> (f64, f64) {
+    let (mut sum, mut bound) = (0.0, 0.0);
+    for (&w, &x) in w.iter().zip(x) {
+        let (w, x) = (f64::from(w), f64::from(x));
+        let [of_w, of_x] = [w, x].map(|v| F16[0] * v.abs() + F16[1]);
+        sum += w * x;
+        bound += of_w * (x.abs() + of_x) + w.abs() * of_x + SUMS * (w * x).abs();
+    }
+    (sum, bound)
+}
+
+/// w · x, and by how much it may be off where x is rounded to 8 bits.
+fn of_codes(w: &[f32], x: &[f32]) -> (f64, f64) {
     let (mut sum, mut bound) = (0.0, 0.0);
     for (w, x) in w.chunks(BLOCK).zip(x.chunks(BLOCK)) {
         let step = x.iter().fold(0.0_f64, |most, x| most.max(f64::from(x.abs()))) / 127.0;
@@ -46,9 +62,18 @@ fn product(w: &[f32], x: &[f32]) -> (f64, f64) {
     (sum, bound)
 }
 
-/// W x for every line of x, exactly, and by how much each may be off where x is rounded to 8 bits in blocks of 32.
+/// w · x with a row of weights of this format, and by how much it may be off.
+fn product(format: Format, w: &[f32], x: &[f32]) -> (f64, f64) {
+    match format {
+        Format::Panels(panels) if panels.offset != Offset::NormalFloat => of_codes(w, x),
+        _ => of_halves(w, x),
+    }
+}
+
+/// W x for every line of x, exactly, and by how much each may be off.
 pub fn products(matrix: &Matrix, x: &[f32]) -> Vec<(f64, f64)> {
     let rows: Vec<Vec<f32>> = (0..matrix.rows).filter_map(|row| matrix.row(row).ok()).collect();
+    let product = |w: &[f32], x: &[f32]| product(matrix.format, w, x);
     x.chunks(matrix.cols).flat_map(|x| rows.iter().map(move |w| product(w, x))).collect()
 }
 
@@ -95,7 +120,7 @@ fn case(
 }
 
 /// + B t, which is not rounded.
-fn plain(inputs: usize, outputs: usize, n: usize, format: PanelFormat) -> Rounded {
+fn plain(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     let random = &mut Random((inputs + outputs) as u64);
     let (weight, x) = (random.matrix(outputs, inputs, format), random.numbers(n * inputs, 1.0));
     let site = site(inputs, &[outputs]);
@@ -104,12 +129,12 @@ fn plain(inputs: usize, outputs: usize, n: usize, format: PanelFormat) -> Rounde
     let bounds = products(&weight, &x).into_iter().map(|(_, bound)| bound + SUMS).collect();
     let kind = project(&weight, None, Some(Arc::clone(&site)));
     let plan = Draft::new().map(kind, Extent::Rows, &[inputs, site.t_width()], outputs);
-    let name = format!("{n} rows, {inputs} → {outputs}, {}", Format::from(format));
+    let name = format!("{n} rows, {inputs} → {outputs}, {}", format);
     Rounded { case: case(name, plan, slots, rows, vec![x, t]), bounds: vec![bounds] }
 }
 
 /// x / rms(x) is what is rounded. A norm(x) is carried.
-fn normed(inputs: usize, outputs: usize, n: usize, format: PanelFormat) -> Rounded {
+fn normed(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     let random = &mut Random((inputs * outputs) as u64);
     let (weight, x) = (random.matrix(outputs, inputs, format), random.numbers(n * inputs, 1.0));
     let eps = 1e-5;
@@ -122,16 +147,17 @@ fn normed(inputs: usize, outputs: usize, n: usize, format: PanelFormat) -> Round
     let bounds = products(&weight, &normal).into_iter().map(|(_, bound)| bound).collect();
     let site = site(inputs, &[7, 2, 3]);
     let (slots, rows) = (slots(&site, random), lora_rows(n, random));
-    let of_t = of_t(&site, &slots, &rows, |line, _, a| product(a, &normal[line * inputs..][..inputs]).1);
+    let of_t =
+        of_t(&site, &slots, &rows, |line, _, a| product(format, a, &normal[line * inputs..][..inputs]).1);
     let weights = NormWeights { weight: None, bias: None };
     let kind = project(&weight, Some(Norm { kind: NormKind::Rms, weights, eps, groups: 1 }), None);
     let plan = carrying(Draft::new().map(kind, Extent::Rows, &[inputs], outputs), &site);
-    let name = format!("{n} rows, norm, {inputs} → {outputs}, {}", Format::from(format));
+    let name = format!("{n} rows, norm, {inputs} → {outputs}, {}", format);
     Rounded { case: case(name, plan, slots, rows, vec![x]), bounds: vec![bounds, of_t] }
 }
 
 /// silu(g) u: |silu'| < 1.1, |silu(g)| <= |g|. A y is carried, and is off by what y is.
-fn gated(inputs: usize, outputs: usize, n: usize, format: PanelFormat) -> Rounded {
+fn gated(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     let random = &mut Random((inputs + 3 * outputs) as u64);
     let [gate, up] = [(), ()].map(|()| random.matrix(outputs, inputs, format));
     let x = random.numbers(n * inputs, 1.0);
@@ -151,14 +177,17 @@ fn gated(inputs: usize, outputs: usize, n: usize, format: PanelFormat) -> Rounde
     let (gate_bias, up_bias, function, lora) = (None, None, Activation::Silu, None);
     let kind = OpKind::GateUp(GateUp { gate, gate_bias, up, up_bias, function, lora });
     let plan = carrying(Draft::new().map(kind, Extent::Rows, &[inputs], outputs), &site);
-    let name = format!("{n} rows, gated, {inputs} → {outputs}, {}", Format::from(format));
+    let name = format!("{n} rows, gated, {inputs} → {outputs}, {}", format);
     Rounded { case: case(name, plan, slots, rows, vec![x]), bounds: vec![bounds, of_t] }
 }
 
-/// Every format whose codes are integers, in every projection.
+/// Every format in every projection.
 pub fn rounded() -> Vec<Rounded> {
-    let formats = QUANTIZED.into_iter().filter(|format| format.offset != Offset::NormalFloat);
-    let of_format = |(i, format): (usize, PanelFormat)| {
+    let dense = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(Format::Dense);
+    let formats = QUANTIZED.into_iter().map(Format::from).chain(dense);
+    let of_format = |(i, format): (usize, Format)| {
+        // Dense matrices are larger: where bindings are small, two that belong together must not be cut.
+        let i = i % QUANTIZED.len();
         let (inputs, outputs, n) = (33 + 40 * i, 17 + 13 * i, [1, 70, 18][i % 3]);
         [
             plain(inputs, outputs, n, format),

@@ -3,7 +3,8 @@
 
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, f16s, half, scale_of, zeros_of};
-import package::shared::tile::{LANE_ROWS, MAX_LANE_ROWS, OUTPUTS, PITCH, ROWS, STEP, Sums, quad_of, row_of, x_tile};
+import package::shared::tile::{LANE_ROWS, MAX_LANE_ROWS, OUTPUTS, ROWS, STEP, Sums, quad_of, row_of};
+import package::shared::tile_room::{PITCH, x_at};
 
 var<workgroup> w_codes: array<vec4u, OUTPUTS * 2u>;     // [four inputs, four outputs], a word per output
 var<workgroup> w_scales: array<vec4f, OUTPUTS / 4u>;    // of the block
@@ -49,18 +50,18 @@ fn put_scales(quad: u32, p: Panels, scales: vec4u, offsets: vec4u, source: u32) 
     w_offsets[quad] = offset_of(p, scale, offsets, source);
 }
 
-// A row of x_tile to codes.
+// A row of inputs to codes.
 fn round_row(row: u32) {
     // Sizes compare as their bits do; NaN has the largest.
     var largest = vec4u();
     for (var i = 0u; i < STEP; i++) {
-        largest = max(largest, bitcast<vec4u>(x_tile[row * PITCH + i]) & vec4u(0x7fffffffu));
+        largest = max(largest, bitcast<vec4u>(x_at(row * PITCH + i)) & vec4u(0x7fffffffu));
     }
     let d = bitcast<f32>(max(max(largest.x, largest.y), max(largest.z, largest.w))) / 127.0;
     let inverse = select(0.0, 1.0 / d, d > 1e-37);
     var sum = 0;
     for (var i = 0u; i < STEP; i++) {
-        let code = clamp(round(x_tile[row * PITCH + i] * inverse), vec4f(-127.0), vec4f(127.0));
+        let code = clamp(round(x_at(row * PITCH + i) * inverse), vec4f(-127.0), vec4f(127.0));
         let word = pack4xI8(vec4i(code));
         x_codes[row * PITCH + i] = word;
         sum += dot4I8Packed(word, 0x01010101u);

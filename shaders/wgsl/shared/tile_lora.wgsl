@@ -5,7 +5,8 @@ import package::shared::dots::fold;
 import package::shared::lane::Lane;
 import package::shared::lora::{b_element, b_entry, b_row, site, t, t_stride};
 import package::shared::step::{NO_INDEX, lora_on, step_row};
-import package::shared::tile::{LANE_ROWS, OUTPUTS, PITCH, Place, ROWS, STEP, Span, Sums, TILE_LANES, output_of, put_weights, quad_of, row_of, weights_of, x_tile};
+import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, ROWS, Span, Sums, TILE_LANES, output_of, put_weights, quad_of, row_of, weights_of};
+import package::shared::tile_room::{DEEP, PITCH, put_x, x_at};
 
 var<workgroup> slot_of: array<u32, ROWS>;
 var<workgroup> found: u32;
@@ -70,7 +71,7 @@ fn put_factors(i: u32, slot: u32, begin: u32, ranks: u32, span: Span, line: u32,
                 values[e] = t_of(line + row, i, begin + r) * scale;
             }
         }
-        x_tile[row * PITCH + at % width] = values;
+        put_x(row * PITCH + at % width, values);
     }
 }
 
@@ -85,8 +86,8 @@ fn add_lora(acc: ptr<function, Sums>, span: Span, place: Place, lane: Lane) {
         for (var i = 0u; i < site.parts; i++) {
             let rank = b_entry(i, slot).rank;
             let inside = outputs - vec4u(site.part[i].start) < vec4u(site.part[i].rows);
-            for (var begin = 0u; begin < rank; begin += 4u * STEP) {
-                let ranks = min(rank - begin, 4u * STEP);
+            for (var begin = 0u; begin < rank; begin += 4u * DEEP) {
+                let ranks = min(rank - begin, 4u * DEEP);
                 put_factors(i, slot, begin, ranks, span, place.line, lane);
                 workgroupBarrier();
                 for (var k = 0u; k < (ranks + 3u) / 4u; k++) {
@@ -94,7 +95,7 @@ fn add_lora(acc: ptr<function, Sums>, span: Span, place: Place, lane: Lane) {
                     for (var r = 0u; r < LANE_ROWS; r++) {
                         let row = row_of(lane, r);
                         if slot_of[row] == slot {
-                            (*acc)[r] = select((*acc)[r], fold((*acc)[r], b, x_tile[row * PITCH + k]), inside);
+                            (*acc)[r] = select((*acc)[r], fold((*acc)[r], b, x_at(row * PITCH + k)), inside);
                         }
                     }
                 }

@@ -255,7 +255,7 @@ pub(super) mod tests {
         let doubled = [("= acc[i][e]", "= 2.0 * acc[i][e]"), ("= (*acc)[i][e]", "= 2.0 * (*acc)[i][e]")];
         let summed = [("* u[e]", "+ u[e]")];
         for (name, (from, to)) in names.into_iter().zip(doubled.into_iter().chain(summed)) {
-            let kernels = ["", "_int8", "_coop"].map(|end| Kernel::named(&format!("{name}{end}")));
+            let kernels = ["", "_half", "_int8", "_coop"].map(|end| Kernel::named(&format!("{name}{end}")));
             let kernel = kernels.into_iter().flatten().find(|k| k.name == format!("{name}{suffix}")).unwrap();
             assert!(kernel.wgsl(true, WeightType::F32, FactorType::F32).contains(from), "{name}");
             let Some(broken) = gpu(Some((kernel.name, from, to))) else { return };
@@ -293,8 +293,8 @@ pub(super) mod tests {
 
     #[test]
     fn kernels_that_a_device_cannot_compile_are_refused() {
-        let Some(backend) = gpu(Some(("project__tiled", "fn main(", "fn main(("))) else { return };
-        if backend.gpu.products(Format::Dense(Dtype::F32)) == Products::Floats {
+        let Some(backend) = gpu(Some(("project__tiled_half", "fn main(", "fn main(("))) else { return };
+        if backend.gpu.products(Format::Dense(Dtype::F32)) == Products::Halves {
             assert!(backend.projects_rightly().is_err());
             assert!(!backend.may_cooperate());
         }

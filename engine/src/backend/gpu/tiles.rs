@@ -13,6 +13,8 @@ use crate::model::{Bits, Format, Offset, PanelFormat};
 pub(super) enum Products {
     /// In f32.
     Floats,
+    /// Of f16, in f32.
+    Halves,
     /// In 8 bits, sums of 32 in integers.
     Codes,
     /// By cooperative matrices: in f16, sums in f32.
@@ -26,7 +28,7 @@ impl Products {
             _ if !fast => Self::Floats,
             _ if cooperative => Self::Matrices,
             Format::Panels(panels) if panels.offset != Offset::NormalFloat => Self::Codes,
-            _ => Self::Floats,
+            _ => Self::Halves,
         }
     }
 
@@ -34,6 +36,7 @@ impl Products {
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Floats => "",
+            Self::Halves => "_half",
             Self::Codes => "_int8",
             Self::Matrices => "_coop",
         }
@@ -88,7 +91,7 @@ impl Tile {
     fn memory(self, products: Products) -> u32 {
         let floats = self.outputs * 128 + self.rows * (144 + 16) + 64;
         match products {
-            Products::Floats => floats,
+            Products::Floats | Products::Halves => floats,
             Products::Codes => floats + self.outputs * 40 + self.rows * 44,
             Products::Matrices => floats + 4096 * 4 + (2304 + 2560) * 2,
         }
@@ -241,7 +244,7 @@ mod tests {
             assert_eq!(Products::of(format, true, true), Products::Matrices);
         }
         let without = [q4_0, nf4, f16].map(|format| Products::of(format, true, false));
-        assert_eq!(without, [Products::Codes, Products::Floats, Products::Floats]);
+        assert_eq!(without, [Products::Codes, Products::Halves, Products::Halves]);
     }
 
     #[test]
