@@ -18,7 +18,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "wgsl") {
             constant(&mut constants, &path, "")?;
-            if fs::read_to_string(&path)?.contains("shared::tile") {
+            let text = fs::read_to_string(&path)?;
+            if text.contains("@if(paired)") {
+                constant(&mut constants, &path, "paired")?;
+            }
+            if text.contains("shared::tile") {
                 constant(&mut constants, &path, "half")?;
                 constant(&mut constants, &path, "int8")?;
                 constant(&mut constants, &path, "coop")?;
@@ -30,7 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// How products are made in tiles: of f32 (""), of f16 ("half"), of codes of 8 bits ("int8", of the quantized types alone),
-/// or by cooperative matrices ("coop", always with subgroups). The constant is `NAME_half`, `NAME_int8`, `NAME_coop`.
+/// or by cooperative matrices ("coop", always with subgroups); outside of tiles: two panels in a workgroup ("paired"). The
+/// constant is `NAME_half`, and so on.
 fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn Error>> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or("a kernel's name is not UTF-8")?;
     let module: ModulePath = format!("package::{stem}").parse()?;
@@ -43,7 +48,12 @@ fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn
         (.., true) => vec!["f32", "f16", "bytes"],
         _ => vec!["f32"],
     };
-    let name = if products.is_empty() { stem.to_owned() } else { format!("{stem}_{products}") };
+    let name = match products {
+        "" => stem.to_owned(),
+        // The first of a kernel's variants.
+        _ if !stem.contains("__") => format!("{stem}__{products}"),
+        _ => format!("{stem}_{products}"),
+    };
     let extensions = if products == "coop" { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
     let of_factors = |halves: bool| -> Result<String, Box<dyn Error>> {
         let mut texts = String::new();
@@ -53,7 +63,8 @@ fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn
                 // naga validates what comes out, in this crate's tests; wesl does not know all of WGSL.
                 compiler.set_options(CompileOptions { validate: false, ..CompileOptions::default() });
                 compiler.set_features([("subgroups", subgroups || products == "coop"), ("halves", halves)]);
-                compiler.set_features(["half", "int8", "coop"].map(|name| (name, name == products)));
+                compiler
+                    .set_features(["paired", "half", "int8", "coop"].map(|name| (name, name == products)));
                 compiler.set_features(TYPES.map(|name| (name, name == weights)));
                 let wgsl =
                     compiler.compile(&module).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, devices, tiles};
+use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, Tile, devices, tiles};
 use wattle_engine::backend::{Backend, Capacity, Limits, Step, Ticket};
 use wattle_engine::cache::PAGE;
 use wattle_engine::plan::{FactorType, Op, OpKind};
@@ -144,14 +144,11 @@ fn check_bounds(cases: &[Rounded], precision: Precision) -> Result<()> {
 /// A case, and what a backend computes.
 type Computed = (Case, Vec<f32>);
 
-/// Cases of many prompt rows, on a backend with these options.
-fn many_rows(options: &GpuOptions) -> Result<Option<Vec<Computed>>> {
+/// Some cases of these kernels, on a backend with these options.
+fn computed(options: &GpuOptions, of: &[&str], some: fn(&Case) -> bool) -> Result<Option<Vec<Computed>>> {
     let Some(device) = opened(options)? else { return Ok(None) };
-    let cases = kernels().into_iter().filter(|(kernel, _)| ["project", "gate_up"].contains(kernel));
-    let cases = cases
-        .flat_map(|(_, cases)| cases())
-        .filter(|case| case.capacity.rows > 64 && case.plan.factors == FactorType::F32)
-        .filter(|case| !case.name.ends_with("generated"));
+    let cases = kernels().into_iter().filter(|(kernel, _)| of.contains(kernel));
+    let cases = cases.flat_map(|(_, cases)| cases()).filter(some);
     let run = |case: Case| {
         let values = case.values(&|case| Ok(Box::new(device.sibling(case.capacity)?)))?;
         Ok((case, values))
@@ -159,18 +156,42 @@ fn many_rows(options: &GpuOptions) -> Result<Option<Vec<Computed>>> {
     cases.map(run).collect::<Result<Vec<_>>>().map(Some)
 }
 
-#[test]
-fn no_tile_changes_a_bit() {
+/// Checks that such cases of these kernels are the same in each of these tiles; returns how many there were.
+fn check_tiles(tiles: &[Tile], of: &[&str], some: fn(&Case) -> bool) -> Result<Option<usize>> {
     let all = options(Limits::default(), false);
-    let Some(expected) = many_rows(&all).unwrap() else { return };
-    assert!(expected.len() > 6);
-    for tile in tiles() {
-        let seen = many_rows(&GpuOptions { tile: Some(tile), ..all.clone() }).unwrap().unwrap();
+    let Some(expected) = computed(&all, of, some)? else { return Ok(None) };
+    for &tile in tiles {
+        let options = GpuOptions { tile: Some(tile), ..all.clone() };
+        let seen = computed(&options, of, some)?.unwrap_or_default();
+        assert_eq!(expected.len(), seen.len());
         for ((case, expected), (_, seen)) in expected.iter().zip(&seen) {
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert!(bits(expected) == bits(seen), "{} in {tile:?}", case.name);
         }
     }
+    Ok(Some(expected.len()))
+}
+
+/// The tiles of prompts, and those of matrix-vector kernels that are no default.
+fn two_kinds() -> (Vec<Tile>, Vec<Tile>) {
+    tiles().into_iter().partition(|tile| tile.lane_rows > 1)
+}
+
+#[test]
+fn no_tile_changes_a_bit() {
+    let many = |case: &Case| {
+        let floats = case.plan.factors == FactorType::F32;
+        case.capacity.rows > 64 && floats && !case.name.ends_with("generated")
+    };
+    let cases = check_tiles(&two_kinds().0, &["project", "gate_up"], many).unwrap();
+    assert!(cases.is_none_or(|cases| cases > 6), "{cases:?}");
+}
+
+#[test]
+fn two_panels_in_a_workgroup_change_no_bit() {
+    let floats = |case: &Case| case.plan.factors == FactorType::F32;
+    let cases = check_tiles(&two_kinds().1, &["project"], floats).unwrap();
+    assert!(cases.is_none_or(|cases| cases > 20), "{cases:?}");
 }
 
 #[test]
@@ -192,8 +213,9 @@ fn what_was_measured_is_kept_and_changes_no_bit() {
             Ok(Box::new(GpuBackend::new(&GpuOptions { capacity: case.capacity, ..with_file.clone() })?))
         })
     };
-    // For few rows and for many.
-    assert!(tuned(2).unwrap() == expected);
+    // For few rows of a prompt and for many, and for 1, 2 and 4 generated ones.
+    assert_eq!(case.capacity.sequences, 3);
+    assert!(tuned(5).unwrap() == expected);
     assert_eq!(file.exists(), device.info().timestamps);
     assert!(tuned(0).unwrap() == expected);
 }

@@ -73,7 +73,9 @@ macro_rules! kernels {
         /// All kernels, and variants: `NAME__variant` runs ops of the kernel NAME.
         pub static KERNELS: &[Kernel] = &[
             $(Kernel { name: stringify!($name), sources: &composed::$name }),+,
+            Kernel { name: "project__paired", sources: &composed::project__paired },
             Kernel { name: "project__normed", sources: &composed::project__normed },
+            Kernel { name: "project__normed_paired", sources: &composed::project__normed_paired },
             Kernel { name: "project__tiled", sources: &composed::project__tiled },
             Kernel { name: "project__tiled_half", sources: &composed::project__tiled_half },
             Kernel { name: "project__tiled_int8", sources: &composed::project__tiled_int8 },

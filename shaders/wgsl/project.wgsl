@@ -1,7 +1,7 @@
 // y = f(W x + b + B t) + r for samples, and for rows of class generated.
-// Grid: one workgroup per 16 outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
+// Grid: one workgroup per OWN outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
 
-import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, WIDE, place, reduce, total};
+import package::shared::dots::{COLS, DEPTH, OUTPUTS, OWN, Sums, WIDE, place, reduce, second, total};
 import package::shared::functions::activate;
 import package::shared::inputs::inputs;
 import package::shared::lane::{Lane, group_index};
@@ -35,21 +35,42 @@ fn main(lane: Lane) {
     let n = generated(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = group_index(lane) % column_blocks * COLS;
-    let begin = group_index(lane) / column_blocks * OUTPUTS;
+    let begin = group_index(lane) / column_blocks * OWN;
     if begin >= params.rows {
         return;
     }
     @if(nibbles)
     prepare(params.panels, lane.index);
     var acc: Sums;
-    let block = begin / 4u + place(lane) % 4u;
+    let quad = begin / 4u + place(lane) % 4u;
+    @if(paired)
+    var others: Sums;
+    @if(paired)
+    let other = second(quad, begin, params.rows);
     for (var u = place(lane) / 4u; u < units(params.k4); u += DEPTH) {
-        let w = unit(params.panels, params.rows, params.k4, block, u);
+        let w = unit(params.panels, params.rows, params.k4, quad, u);
+        @if(paired)
+        let v = unit(params.panels, params.rows, params.k4, other, u);
         for (var c = 0u; c < COLS; c++) {
-            acc[c] = fold_unit(acc[c], w, inputs(min(column + c, n - 1u), u, params.k4, params.used));
+            let x = inputs(min(column + c, n - 1u), u, params.k4, params.used);
+            acc[c] = fold_unit(acc[c], w, x);
+            @if(paired)
+            others[c] = fold_unit(others[c], v, x);
         }
     }
     reduce(&acc, lane);
+    finish(begin, column, n, lane);
+    @if(paired)
+    workgroupBarrier();
+    @if(paired)
+    reduce(&others, lane);
+    @if(paired)
+    finish(begin + OUTPUTS, column, n, lane);
+}
+
+// y of the outputs from `begin` on and the lines from `column` on, of what `reduce` has left. All lanes call.
+// It stands behind `main`: naga 30 fails where it meets sizes of arrays before all overrides.
+fn finish(begin: u32, column: u32, n: u32, lane: Lane) {
     let c = min(lane.index / OUTPUTS, COLS - 1u);
     let line = column + c;
     let local = begin + lane.index % OUTPUTS;

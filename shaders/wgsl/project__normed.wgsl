@@ -1,17 +1,18 @@
 // y = W norm(x) + b for samples, and for rows of class generated; norm(x) = x / rms(x) * g: the squares are summed in
 // the same pass over x, 1 / rms(x) applied after it.
 // t = A norm(x) of the site that is carried, for rows that have LoRA there.
-// Grid: one workgroup per row and rank row of that site, then one per 16 outputs and COLS rows of x; lanes split the
+// Grid: one workgroup per row and rank row of that site, then one per OWN outputs and COLS rows of x; lanes split the
 // inputs. Bound by reading W.
 
 import package::shared::a_pool::{a_quad, a_quad_entry};
 import package::shared::carry::{next, t_out, t_out_stride};
-import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, Sums, WIDE, place, reduce, total};
+import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, OWN, Sums, WIDE, place, reduce, second, total};
 import package::shared::inputs::{input, inputs};
 import package::shared::lane::{Lane, group_index};
 import package::shared::matrix::unit;
 import package::shared::panels::{Panels, prepare};
 import package::shared::reduce::sum;
+import package::shared::squares::{add_squares, squares_of, times};
 import package::shared::step::{generated, lora_on, row_index, step_row};
 import package::shared::unit::{Inputs, fold_unit, units, vec4_of};
 
@@ -33,19 +34,8 @@ struct Params {
 @group(1) @binding(3) var<storage, read> vectors: array<vec4f>; // g [k4], then b [outputs of W padded to 4]
 @group(1) @binding(5) var<storage, read_write> y: array<f32>;   // [n, stride]
 
-fn add_squares(acc: f32, v: vec4f) -> f32 {
-    return fma(v.w, v.w, fma(v.z, v.z, fma(v.y, v.y, fma(v.x, v.x, acc))));
-}
-
 fn inverse_rms(squares: f32) -> f32 {
     return 1.0 / sqrt(squares / f32(params.width) + params.eps);
-}
-
-fn squares_of(acc: f32, x: Inputs) -> f32 {
-    @if(nibbles)
-    return add_squares(add_squares(acc, x.first), x.second);
-    @if(!nibbles)
-    return add_squares(acc, x.first);
 }
 
 // g of unit u.
@@ -56,13 +46,6 @@ fn gains(u: u32) -> Inputs {
     return Inputs(vectors[min(i, last)], vectors[min(i + 4u, last)]);
     @if(!nibbles)
     return Inputs(vectors[min(i, last)]);
-}
-
-fn times(x: Inputs, g: Inputs) -> Inputs {
-    @if(nibbles)
-    return Inputs(x.first * g.first, x.second * g.second);
-    @if(!nibbles)
-    return Inputs(x.first * g.first);
 }
 
 fn rank_row(line: u32, output: u32, lane: Lane) {
@@ -93,6 +76,19 @@ fn rank_row(line: u32, output: u32, lane: Lane) {
     }
 }
 
+// y of an output of this part of W, if it is one.
+fn put(product: f32, scale: f32, local: u32, line: u32) {
+    if local >= params.rows {
+        return;
+    }
+    let output = params.first + local;
+    var bias = 0.0;
+    if params.biased != 0u {
+        bias = vectors[params.k4 + output / 4u][output % 4u];
+    }
+    y[line * params.stride + output] = fma(product, scale, bias);
+}
+
 @compute @workgroup_size(WIDE)
 fn main(lane: Lane) {
     let n = generated(params.extent);
@@ -103,7 +99,7 @@ fn main(lane: Lane) {
     }
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = (index - n * params.carried) % column_blocks * COLS;
-    let begin = (index - n * params.carried) / column_blocks * OUTPUTS;
+    let begin = (index - n * params.carried) / column_blocks * OWN;
     if begin >= params.rows {
         return;
     }
@@ -111,13 +107,22 @@ fn main(lane: Lane) {
     prepare(params.panels, lane.index);
     var acc: Sums;
     var squares: array<f32, MAX_COLS>;
-    let block = begin / 4u + place(lane) % 4u;
+    let quad = begin / 4u + place(lane) % 4u;
+    @if(paired)
+    var others: Sums;
+    @if(paired)
+    let other = second(quad, begin, params.rows);
     for (var u = place(lane) / 4u; u < units(params.k4); u += DEPTH) {
-        let w = unit(params.panels, params.rows, params.k4, block, u);
+        let w = unit(params.panels, params.rows, params.k4, quad, u);
+        @if(paired)
+        let w_other = unit(params.panels, params.rows, params.k4, other, u);
         let g = gains(u);
         for (var c = 0u; c < COLS; c++) {
             let v = inputs(min(column + c, n - 1u), u, params.k4, params.used);
-            acc[c] = fold_unit(acc[c], w, times(v, g));
+            let x = times(v, g);
+            acc[c] = fold_unit(acc[c], w, x);
+            @if(paired)
+            others[c] = fold_unit(others[c], w_other, x);
             squares[c] = squares_of(squares[c], v);
         }
     }
@@ -125,20 +130,20 @@ fn main(lane: Lane) {
     reduce(&acc, lane);
     let product = total(lane.index % OUTPUTS, c, lane);
     workgroupBarrier();
+    @if(paired)
+    reduce(&others, lane);
+    @if(paired)
+    let product_other = total(lane.index % OUTPUTS, c, lane);
+    @if(paired)
+    workgroupBarrier();
     for (var i = 0u; i < COLS; i++) {
         acc[i] = vec4f(squares[i]);
     }
     reduce(&acc, lane);
     let scale = inverse_rms(total(0u, c, lane));
-    let line = column + c;
-    let local = begin + lane.index % OUTPUTS;
-    if lane.index >= COLS * OUTPUTS || line >= n || local >= params.rows {
-        return;
+    if lane.index < COLS * OUTPUTS && column + c < n {
+        put(product, scale, begin + lane.index % OUTPUTS, column + c);
+        @if(paired)
+        put(product_other, scale, begin + OUTPUTS + lane.index % OUTPUTS, column + c);
     }
-    let output = params.first + local;
-    var bias = 0.0;
-    if params.biased != 0u {
-        bias = vectors[params.k4 + output / 4u][output % 4u];
-    }
-    y[line * params.stride + output] = fma(product, scale, bias);
 }

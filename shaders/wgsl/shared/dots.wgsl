@@ -7,7 +7,12 @@ import package::shared::lane::Lane;
 // Activation rows that a workgroup computes for.
 @id(0) override COLS: u32 = 1u;
 const MAX_COLS = 8u;
-const OUTPUTS = 16u; // weight rows of a workgroup
+const OUTPUTS = 16u; // weight rows that are summed together
+// Weight rows of a workgroup of a projection; two panels share what is loaded of the activations.
+@if(!paired)
+const OWN = OUTPUTS;
+@if(paired)
+const OWN = 2u * OUTPUTS;
 @id(1) override WIDE: u32 = 256u; // its lanes, a power of two: no fewer than COLS * OUTPUTS
 override DEPTH: u32 = WIDE / 4u;
 
@@ -37,6 +42,11 @@ fn place(lane: Lane) -> u32 {
     return lane.subgroup * (WIDE / lane.subgroups) + lane.in_subgroup;
     @if(!subgroups)
     return lane.index;
+}
+
+// The quad of the second panel that is beside `quad` of the one that begins at `begin`; without a second one, any.
+fn second(quad: u32, begin: u32, rows: u32) -> u32 {
+    return select(quad, quad + OUTPUTS / 4u, begin + OUTPUTS < rows);
 }
 
 // Parts of a sum that `reduce` leaves in `partial`.

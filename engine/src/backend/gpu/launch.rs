@@ -5,7 +5,7 @@ use wattle_shaders::{Kernel, WeightType};
 
 use super::compile::Compiler;
 use super::split::Division;
-use super::tiles::{Products, Shape, Tile};
+use super::tiles::{FEW, Lines, Products, Shape, Tile, columns};
 use crate::error::Result;
 use crate::model::{Activation, Bits, Dtype, Format, Offset, PanelFormat};
 use crate::plan::{Extent, FactorType};
@@ -21,8 +21,6 @@ pub(super) const NEXT: u32 = 11;
 
 /// Invocations of a workgroup: `LANES` in `lane.wgsl`.
 const LANES: u64 = 64;
-/// Outputs of a workgroup of a projection: `OUTPUTS` in `dots.wgsl`.
-pub(super) const BLOCK: u64 = 16;
 
 /// The id of an `override`, and its value.
 pub(super) type Constant = (&'static str, u32);
@@ -70,8 +68,8 @@ pub(super) enum Grid {
     Items { groups: u64, together: u32 },
     /// So many invocations per line.
     Elements(u64),
-    /// So many outputs per line, in blocks of `block` outputs and several lines; and `more` workgroups per line.
-    Blocks { outputs: u64, block: u64, more: u64 },
+    /// So many outputs of so many inputs per line, in panels of outputs and several lines; and `more` workgroups per line.
+    Panels { outputs: u64, inputs: u64, more: u64 },
     /// So many outputs per line, in tiles; and for each of `slots` slots so many rank rows.
     Tiles { outputs: u64, slots: u64, ranks: u64 },
 }
@@ -87,8 +85,8 @@ impl Grid {
                 (u64::from(division.items) + lines - u64::from(division.rows)) * groups
             }
             Self::Elements(elements) => (lines * elements).div_ceil(LANES),
-            Self::Blocks { outputs, block, more } => {
-                outputs.div_ceil(block) * lines.div_ceil(columns) + more * lines
+            Self::Panels { outputs, more, .. } => {
+                outputs.div_ceil(u64::from(tile.outputs)) * lines.div_ceil(columns) + more * lines
             }
             Self::Tiles { outputs, slots, ranks } => {
                 let blocks = |outputs: u64| outputs.div_ceil(u64::from(tile.outputs));
@@ -149,11 +147,30 @@ impl Launch {
         })
     }
 
-    /// The shape that its tile depends on, where it has tiles.
-    pub fn shape(&self, few: bool) -> Option<Shape> {
-        let Grid::Tiles { outputs, .. } = self.grid else { return None };
+    /// The shapes that its tiles depend on, in steps of up to so many lines, and the lines of each.
+    pub fn shapes(&self, lines: usize) -> Vec<(u32, Shape)> {
         let (kernel, products, weights) = (self.kernel.name, self.products, self.weights);
-        Some(Shape { kernel, products, weights, outputs, few })
+        let shape = |outputs, lines| Shape { kernel, products, weights, outputs, lines };
+        match self.grid {
+            Grid::Tiles { outputs, .. } => {
+                let all = [(FEW, Lines::Few), (u32::MAX, Lines::Many)];
+                let used = if lines > FEW as usize { 2 } else { 1 };
+                all.into_iter().take(used).map(|(upto, lines)| (upto, shape(outputs, lines))).collect()
+            }
+            Grid::Panels { outputs, inputs, .. } => {
+                let of = |columns| (columns, shape(outputs, Lines::Columns { columns, inputs }));
+                columns(lines).into_iter().map(of).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Its `override`s in a tile.
+    pub fn constants_in(&self, tile: Tile) -> Vec<Constant> {
+        match self.grid {
+            Grid::Tiles { .. } => tile.constants(),
+            _ => self.constants.iter().copied().chain([("0", tile.rows)]).collect(),
+        }
     }
 
     /// This launch for samples and for rows of class generated; for those of class prompt, in tiles by `tiled`, which

@@ -6,8 +6,8 @@ use wattle_shaders::{Kernel, params};
 
 use super::compile::Compiler;
 use super::launch::{
-    A_POOL, B_POOL, BLOCK, Binding, Class, Grid, Launch, T, T_OUT, extent_code, function_code, k4, read,
-    stride, used, weight_type, write,
+    A_POOL, B_POOL, Binding, Class, Grid, Launch, T, T_OUT, extent_code, function_code, k4, read, stride,
+    used, weight_type, write,
 };
 use super::lora::Pool;
 use super::tiles::{Products, matrix_constants};
@@ -82,7 +82,7 @@ impl Compiler<'_> {
                 [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &bias), read(4, residual)];
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
-            let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: 0 };
+            let grid = Grid::Panels { outputs: chunk.rows as u64, inputs: matrix.cols as u64, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
             let constants = matrix_constants(matrix.format, matrix.cols);
@@ -134,7 +134,11 @@ impl Compiler<'_> {
             let operands =
                 [read(1, &chunk.buffer), read(2, self.input(0)), read(3, &vectors), write(5, self.output()?)];
             let bindings = operands.into_iter().chain(carried.clone()).collect();
-            let grid = Grid::Blocks { outputs: chunk.rows as u64, block: BLOCK, more: u64::from(more) };
+            let grid = Grid::Panels {
+                outputs: chunk.rows as u64,
+                inputs: matrix.cols as u64,
+                more: u64::from(more),
+            };
             let launch = Launch::new(self, params(chunk.rows, more), bindings, grid)?;
             let weights = weight_type(matrix.format);
             let constants = matrix_constants(matrix.format, matrix.cols);
@@ -193,7 +197,7 @@ impl Compiler<'_> {
             let mut bindings: Vec<Binding> = operands.into_iter().chain([write(5, self.output()?)]).collect();
             bindings.extend([read(T, &lora.0), read(B_POOL, &lora.1)]);
             bindings.extend(carried.clone());
-            let grid = Grid::Blocks { outputs: gate.rows as u64, block: BLOCK, more: 0 };
+            let grid = Grid::Panels { outputs: gate.rows as u64, inputs: matrix.cols as u64, more: 0 };
             let launch = Launch::new(self, params, bindings, grid)?;
             let weights = weight_type(matrix.format);
             let constants = matrix_constants(matrix.format, matrix.cols);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use wattle_shaders::{FactorType, WeightType};
+use wattle_shaders::{FactorType, Kernel, WeightType};
 
 use super::device::Gpu;
 use super::launch::{Access, Constant, Launch};
@@ -45,15 +45,21 @@ impl Pipelines {
         Self { step, made: Mutex::default() }
     }
 
-    /// The pipeline of a launch, with these constants.
-    pub fn pipeline(&self, gpu: &Gpu, launch: &Launch, constants: &[Constant]) -> wgpu::ComputePipeline {
+    /// The pipeline of a launch by a kernel that has the operands of its own, with these constants.
+    pub fn pipeline(
+        &self,
+        gpu: &Gpu,
+        launch: &Launch,
+        kernel: &'static Kernel,
+        constants: &[Constant],
+    ) -> wgpu::ComputePipeline {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let Made { modules, layouts, pipelines } = &mut *made;
-        let name = launch.kernel.name;
+        let name = kernel.name;
         let text = (name, launch.weights, launch.factors);
         let make = || {
-            let module = modules.entry(text).or_insert_with(|| module(gpu, launch));
-            let layout = layouts.entry(name).or_insert_with(|| self.layout(gpu, launch));
+            let module = modules.entry(text).or_insert_with(|| module(gpu, launch, kernel));
+            let layout = layouts.entry(launch.kernel.name).or_insert_with(|| self.layout(gpu, launch));
             let values: Vec<_> = constants.iter().map(|&(id, value)| (id, f64::from(value))).collect();
             gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(name),
@@ -115,8 +121,7 @@ fn entry(binding: u32, access: Access) -> wgpu::BindGroupLayoutEntry {
     }
 }
 
-fn module(gpu: &Gpu, launch: &Launch) -> wgpu::ShaderModule {
-    let kernel = launch.kernel;
+fn module(gpu: &Gpu, launch: &Launch, kernel: &Kernel) -> wgpu::ShaderModule {
     let text = Cow::Borrowed(kernel.wgsl(gpu.limits.subgroups, launch.weights, launch.factors));
     #[cfg(test)]
     let text = match gpu.change {

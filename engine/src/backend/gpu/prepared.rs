@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use wattle_shaders::params;
+use wattle_shaders::{Kernel, params};
 
 use super::device::Gpu;
 use super::launch::{Class, Constant, Grid, Launch, NEXT, SITE, stride};
 use super::split::Division;
-use super::tiles::{Tile, columns};
+use super::tiles::Tile;
 use crate::backend::validate::{self, StepLimits};
 use crate::backend::{Capacity, Step, Timing};
 use crate::error::Result;
@@ -29,13 +29,14 @@ pub(super) struct Dispatch {
 pub(super) struct Variant {
     upto: u32,
     tile: Tile,
+    kernel: &'static Kernel,
     constants: Vec<Constant>,
     pipeline: OnceLock<wgpu::ComputePipeline>,
 }
 
 impl Variant {
-    fn new(upto: u32, tile: Tile, constants: Vec<Constant>) -> Self {
-        Self { upto, tile, constants, pipeline: OnceLock::new() }
+    fn new(upto: u32, tile: Tile, kernel: &'static Kernel, constants: Vec<Constant>) -> Self {
+        Self { upto, tile, kernel, constants, pipeline: OnceLock::new() }
     }
 }
 
@@ -57,7 +58,7 @@ impl Dispatch {
         let enough = self.variants.partition_point(|variant| (variant.upto as usize) < size);
         let variant = self.variants.get(enough).or(self.variants.last())?;
         let groups = self.launch.grid.workgroups(lines as u64, variant.tile, division);
-        let make = || gpu.pipelines.pipeline(gpu, &self.launch, &variant.constants);
+        let make = || gpu.pipelines.pipeline(gpu, &self.launch, variant.kernel, &variant.constants);
         (groups > 0).then(|| (variant.pipeline.get_or_init(make), groups))
     }
 }
@@ -159,36 +160,37 @@ pub(super) fn dispatches(
     Ok(all)
 }
 
-/// How a launch runs, as far as steps of this capacity need it.
-pub(super) fn variants(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<Variant> {
-    let lines = match (launch.extent, launch.class) {
+/// The lines of a launch in the largest step.
+pub(super) fn most_lines(launch: &Launch, capacity: Capacity) -> usize {
+    match (launch.extent, launch.class) {
         // One row per sequence is generated in a step; more take several workgroups each.
         (Extent::Rows, Some(Class::Generated)) => capacity.sequences,
         (Extent::Rows, _) => capacity.rows,
         (Extent::Samples, _) => capacity.samples,
-    };
-    match (launch.grid, launch.shape(false)) {
-        (_, Some(shape)) => {
-            let tiles = gpu.table().tiles(shape, lines);
-            tiles.into_iter().map(|(upto, tile)| Variant::new(upto, tile, tile.constants())).collect()
-        }
-        (Grid::Blocks { .. }, _) => {
-            let of_width = |(upto, tile): (u32, Tile)| {
-                let constants = launch.constants.iter().copied().chain([("0", tile.rows)]).collect();
-                Variant::new(upto, tile, constants)
+    }
+}
+
+/// How a launch runs, as far as steps of this capacity need it.
+pub(super) fn variants(gpu: &Gpu, launch: &Launch, capacity: Capacity) -> Vec<Variant> {
+    let kernel = launch.kernel;
+    match launch.grid {
+        Grid::Tiles { .. } | Grid::Panels { .. } => {
+            let of_shape = |(upto, shape)| {
+                let tile = gpu.table().tile(&shape);
+                Variant::new(upto, tile, tile.kernel(kernel), launch.constants_in(tile))
             };
-            columns(lines).into_iter().map(of_width).collect()
+            launch.shapes(most_lines(launch, capacity)).into_iter().map(of_shape).collect()
         }
-        (Grid::Items { together, .. }, _) => {
+        Grid::Items { together, .. } => {
             // Where rows share nothing, room for several of them would be wasted.
             let of_rows = |(upto, rows): (u32, u32)| {
                 let constants = launch.constants.iter().copied().chain([("2", rows)]).collect();
-                Variant::new(upto, Tile::ONE, constants)
+                Variant::new(upto, Tile::ONE, kernel, constants)
             };
             let mut widths = vec![(1, 1), (u32::MAX, together)];
             widths.dedup_by_key(|(_, rows)| *rows);
             widths.into_iter().map(of_rows).collect()
         }
-        _ => vec![Variant::new(u32::MAX, Tile::ONE, launch.constants.clone())],
+        _ => vec![Variant::new(u32::MAX, Tile::ONE, kernel, launch.constants.clone())],
     }
 }

@@ -1,9 +1,9 @@
-//! How projections run for rows of class prompt: format → arithmetic, and shape → tile. Decisions only.
+//! How projections run: format → arithmetic (of prompts), and shape → tile. Decisions only.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use wattle_shaders::WeightType;
+use wattle_shaders::{Kernel, WeightType};
 
 use super::launch::{Constant, offset_code};
 use crate::model::{Bits, Format, Offset, PanelFormat};
@@ -57,6 +57,9 @@ pub struct Tile {
 /// Steps of so many prompt lines or fewer are *few*.
 pub(super) const FEW: u32 = 16;
 
+/// Outputs of a workgroup of a matrix-vector kernel: a panel. `OUTPUTS` in `dots.wgsl`.
+const PANEL: u32 = 16;
+
 /// Outputs from which on the large tile makes enough workgroups of a chunk of a prompt.
 const WIDE: u32 = 2048;
 
@@ -82,6 +85,16 @@ impl Tile {
         Self { rows, outputs, lane_rows }
     }
 
+    /// Of a matrix-vector kernel: so many lines at a time, and so many panels.
+    const fn vectors(columns: u32, panels: u32) -> Self {
+        Self::new(columns, panels * PANEL, 1)
+    }
+
+    /// The kernel that computes it, where `kernel` computes one panel in a workgroup.
+    pub(super) fn kernel(self, kernel: &'static Kernel) -> &'static Kernel {
+        if self == Self::vectors(self.rows, 2) { paired(kernel.name).unwrap_or(kernel) } else { kernel }
+    }
+
     /// The `override`s in tile.wgsl.
     pub(super) fn constants(self) -> Vec<Constant> {
         vec![("0", self.rows), ("1", self.outputs), ("2", self.lane_rows)]
@@ -98,6 +111,27 @@ impl Tile {
     }
 }
 
+/// The variant of a matrix-vector kernel for two panels in a workgroup, which share what is loaded of the inputs. (Where
+/// there is none, as for G and U of a gated MLP, two matrices share it.)
+fn paired(kernel: &str) -> Option<&'static Kernel> {
+    match kernel {
+        "project" => Kernel::named("project__paired"),
+        "project__normed" => Kernel::named("project__normed_paired"),
+        _ => None,
+    }
+}
+
+/// The lines that a projection has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lines {
+    /// Samples, or rows of class generated: so many at a time, of so many inputs.
+    Columns { columns: u32, inputs: u64 },
+    /// Of class prompt, [`FEW`] or fewer.
+    Few,
+    /// Of class prompt, more.
+    Many,
+}
+
 /// A projection, as far as its tile depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -106,25 +140,32 @@ pub(super) struct Shape {
     pub products: Products,
     pub weights: WeightType,
     pub outputs: u64,
-    /// Whether steps have [`FEW`] lines.
-    pub few: bool,
+    pub lines: Lines,
 }
 
 impl Shape {
     /// How a table names it.
     pub fn key(&self) -> String {
-        let lines = if self.few { "few" } else { "many" };
+        let lines = match self.lines {
+            Lines::Columns { columns, inputs } => format!("{inputs} {columns}"),
+            Lines::Few => "few".into(),
+            Lines::Many => "many".into(),
+        };
         format!("{} {:?} {} {lines}", self.kernel, self.weights, self.outputs)
     }
 
     /// The tiles that may be chosen on a device with so many bytes of workgroup memory; the default is the first.
     pub fn candidates(&self, memory: u32) -> Vec<Tile> {
-        let mut tiles = match self.products {
-            Products::Matrices => vec![SQUARE],
-            _ if self.few => FOR_FEW.to_vec(),
-            _ => FOR_MANY.to_vec(),
+        let mut tiles = match (self.lines, self.products) {
+            (Lines::Columns { columns, .. }, _) => {
+                let pairs = paired(self.kernel).is_some() && self.outputs > u64::from(PANEL);
+                return (1..=1 + u32::from(pairs)).map(|panels| Tile::vectors(columns, panels)).collect();
+            }
+            (_, Products::Matrices) => vec![SQUARE],
+            (Lines::Few, _) => FOR_FEW.to_vec(),
+            (Lines::Many, _) => FOR_MANY.to_vec(),
         };
-        if tiles.len() > 1 && !self.few && self.outputs < u64::from(WIDE) {
+        if tiles.len() > 1 && self.lines == Lines::Many && self.outputs < u64::from(WIDE) {
             tiles.swap(0, 1);
         }
         tiles.retain(|tile| tile.memory(self.products) <= memory);
@@ -147,25 +188,24 @@ impl Table {
     /// The tile of a shape: the measured one, as long as it is a candidate.
     pub fn tile(&self, shape: &Shape) -> Tile {
         let candidates = shape.candidates(self.memory);
-        if let Some(forced) = self.forced.filter(|_| shape.products != Products::Matrices) {
-            return forced;
+        let vectors = matches!(shape.lines, Lines::Columns { .. });
+        match self.forced.filter(|forced| (forced.lane_rows == 1) == vectors) {
+            Some(forced) if vectors => {
+                let alike = candidates.iter().find(|tile| tile.outputs == forced.outputs);
+                return *alike.unwrap_or(&candidates[0]);
+            }
+            Some(forced) if shape.products != Products::Matrices => return forced,
+            _ => {}
         }
         let known = self.measured.get(&shape.key()).filter(|tile| candidates.contains(tile));
         // The smallest fits the 16 KiB that every device has.
         *known.or(candidates.first()).unwrap_or(&FOR_FEW[0])
     }
-
-    /// The tiles of a projection in steps of at most `lines` lines: up to how many lines each is taken.
-    pub fn tiles(&self, shape: Shape, lines: usize) -> Vec<(u32, Tile)> {
-        let of = |few| self.tile(&Shape { few, ..shape });
-        let all = [(FEW, of(true)), (u32::MAX, of(false))];
-        all.into_iter().take(if lines > FEW as usize { 2 } else { 1 }).collect()
-    }
 }
 
-/// All tiles that projections of rows of class prompt may run in.
+/// All tiles that projections of rows of class prompt may run in, and the one of matrix-vector kernels that is no default.
 pub fn tiles() -> Vec<Tile> {
-    FOR_FEW.into_iter().chain(FOR_MANY).collect()
+    FOR_FEW.into_iter().chain(FOR_MANY).chain([Tile::vectors(1, 2)]).collect()
 }
 
 /// The lanes of a workgroup of a matrix-vector kernel, and what its offsets are: `override`s of dots.wgsl and unit.wgsl.
@@ -183,11 +223,11 @@ pub(super) fn matrix_constants(format: Format, cols: usize) -> Vec<Constant> {
 }
 
 /// The columns that a matrix-vector kernel may have, as far as steps of `lines` lines use them.
-pub(super) fn columns(lines: usize) -> Vec<(u32, Tile)> {
+pub(super) fn columns(lines: usize) -> Vec<u32> {
     let widths = [1, 2, 4, 8];
     // Those that are wider than the largest step would never run.
     let widest = widths.partition_point(|&columns| (columns as usize) < lines) + 1;
-    widths.into_iter().take(widest).map(|rows| (rows, Tile { rows, ..Tile::ONE })).collect()
+    widths.into_iter().take(widest).collect()
 }
 
 #[cfg(test)]
@@ -199,7 +239,25 @@ mod tests {
 
     fn shape(outputs: u64, few: bool) -> Shape {
         let (kernel, products) = ("project__tiled", Products::Floats);
-        Shape { kernel, products, weights: WeightType::Nibbles, outputs, few }
+        let lines = if few { Lines::Few } else { Lines::Many };
+        Shape { kernel, products, weights: WeightType::Nibbles, outputs, lines }
+    }
+
+    #[test]
+    fn one_panel_is_the_default_and_two_are_taken_where_they_were_measured_to_be_faster() {
+        let lines = Lines::Columns { columns: 4, inputs: 896 };
+        let of = |kernel| Shape { kernel, lines, ..shape(896, false) };
+        let (one, two) = (Tile::vectors(4, 1), Tile::vectors(4, 2));
+        assert_eq!(of("project").candidates(0), [one, two]);
+        assert_eq!(of("gate_up").candidates(0), [one], "G and U share inputs already");
+        assert_eq!(Shape { outputs: 16, ..of("project") }.candidates(0), [one], "nothing to pair");
+        let table = Table { measured: [(of("project").key(), two)].into(), ..KIB_32 };
+        assert_eq!((table.tile(&of("project")), table.tile(&of("project__normed"))), (two, one));
+        let other = Lines::Columns { columns: 4, inputs: 4864 };
+        assert_eq!(table.tile(&Shape { lines: other, ..of("project") }), one, "another shape");
+        let name = |kernel, tile: Tile| tile.kernel(Kernel::named(kernel).unwrap()).name;
+        assert_eq!([one, two].map(|tile| name("project", tile)), ["project", "project__paired"]);
+        assert_eq!(name("gate_up", two), "gate_up");
     }
 
     #[test]
@@ -217,10 +275,9 @@ mod tests {
 
     #[test]
     fn narrow_projections_get_smaller_tiles() {
-        let table = KIB_32;
-        assert_eq!(table.tiles(shape(896, false), 256), [(FEW, FOR_FEW[0]), (u32::MAX, FOR_MANY[1])]);
-        assert_eq!(table.tiles(shape(4096, false), 256), [(FEW, FOR_FEW[0]), (u32::MAX, FOR_MANY[0])]);
-        assert_eq!(table.tiles(shape(4096, false), 16), [(FEW, FOR_FEW[0])]);
+        let tile = |outputs, few| KIB_32.tile(&shape(outputs, few));
+        assert_eq!((tile(896, true), tile(896, false)), (FOR_FEW[0], FOR_MANY[1]));
+        assert_eq!((tile(4096, true), tile(4096, false)), (FOR_FEW[0], FOR_MANY[0]));
     }
 
     #[test]
@@ -249,7 +306,6 @@ mod tests {
 
     #[test]
     fn columns_are_no_wider_than_steps_need() {
-        let widths = |lines| columns(lines).into_iter().map(|(upto, _)| upto).collect::<Vec<_>>();
-        assert_eq!((widths(1), widths(3), widths(100)), (vec![1], vec![1, 2, 4], vec![1, 2, 4, 8]));
+        assert_eq!((columns(1), columns(3), columns(100)), (vec![1], vec![1, 2, 4], vec![1, 2, 4, 8]));
     }
 }

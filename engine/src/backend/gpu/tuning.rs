@@ -6,17 +6,18 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use wattle_shaders::Row;
+use wattle_shaders::{GENERATED, Row, Sample};
 
 use super::GpuBackend;
 use super::device::{DeviceInfo, Mapped};
-use super::launch::Launch;
-use super::prepared::{Dispatch, variants};
+use super::launch::{Class, Launch};
+use super::prepared::{Dispatch, most_lines, variants};
 use super::split::Division;
-use super::tiles::{FEW, Shape, Tile};
+use super::tiles::{Shape, Tile};
 use super::timing::Stamps;
 use crate::backend::Step;
 use crate::error::Result;
+use crate::plan::Extent;
 
 /// Bytes of a file, devices and choices of each, at most: no honest file has more.
 const MOST_BYTES: u64 = 1 << 20;
@@ -92,6 +93,15 @@ fn write(file: &Path, info: &DeviceInfo, choices: &Choices) -> io::Result<()> {
     fs::rename(&new, file)
 }
 
+/// A step in which a launch has so many lines.
+fn step(launch: &Launch, lines: u32) -> Step {
+    let flags = if launch.class == Some(Class::Generated) { GENERATED } else { 0 };
+    let rows = (0..lines).map(|position| Row { flags, ..Row::prompt(0, position, 0) }).collect();
+    let sample = |row| Sample { row, ..bytemuck::Zeroable::zeroed() };
+    let sampled = if launch.extent == Extent::Samples { lines } else { 0 };
+    Step { rows, samples: (0..sampled).map(sample).collect() }
+}
+
 impl GpuBackend {
     /// Measures the tiles of all shapes that the prepared plans have and the table has not; takes and keeps the best.
     pub(super) fn tune_tiles(&mut self) -> Result<usize> {
@@ -101,15 +111,10 @@ impl GpuBackend {
         }
         let mut measured = 0;
         for plan in &self.plans {
-            let rows = plan.limits.capacity.rows as u32;
             for dispatch in plan.ops.iter().flatten() {
-                for few in [true, false].into_iter().filter(|few| *few || rows > FEW) {
-                    let Some(shape) = dispatch.launch.shape(few) else { continue };
-                    measured += usize::from(self.tune_shape(
-                        dispatch,
-                        &shape,
-                        if few { rows.min(FEW) } else { rows },
-                    )?);
+                let most = most_lines(&dispatch.launch, plan.limits.capacity);
+                for (upto, shape) in dispatch.launch.shapes(most) {
+                    measured += usize::from(self.tune_shape(dispatch, &shape, upto.min(most as u32))?);
                 }
             }
         }
@@ -140,8 +145,7 @@ impl GpuBackend {
         if known || candidates.len() < 2 {
             return Ok(false);
         }
-        let rows = (0..lines).map(|position| Row::prompt(0, position, 0)).collect();
-        self.write_step(&Step { rows, samples: Vec::new() });
+        self.write_step(&step(&dispatch.launch, lines));
         let mut best: Option<(u64, Tile)> = None;
         for tile in candidates {
             let ticks = self.ticks(dispatch, tile, lines)?;
@@ -159,7 +163,8 @@ impl GpuBackend {
     fn ticks(&self, dispatch: &Dispatch, tile: Tile, lines: u32) -> Result<u64> {
         let missing = || self.gpu.error("no timestamps");
         let launch: &Launch = &dispatch.launch;
-        let pipeline = self.gpu.pipelines.pipeline(&self.gpu, launch, &tile.constants());
+        let (kernel, constants) = (tile.kernel(launch.kernel), launch.constants_in(tile));
+        let pipeline = self.gpu.pipelines.pipeline(&self.gpu, launch, kernel, &constants);
         let mut stamps = Stamps::new(&self.gpu, RUNS).ok_or_else(missing)?;
         let [x, y, z] = self.fold(launch.grid.workgroups(u64::from(lines), tile, Division::default()))?;
         let mut encoder = self.encoder();
