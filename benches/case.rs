@@ -74,13 +74,15 @@ impl Case {
         Self { shared: true, ..self }
     }
 
-    /// One row, four, eight, and a chunk of a prompt; without `WATTLE_BENCH_FULL` four and eight only in the format that
-    /// is measured first.
+    /// One to eight rows, and a chunk of a prompt; without `WATTLE_BENCH_FULL` one, four and eight in the format that is
+    /// measured first, and one in others.
     pub fn columns(self) -> Vec<Self> {
-        match *crate::FULL || self.quant == QUANTIZED.quant {
-            true => vec![self, self.rows(4), self.rows(8), self.rows(128)],
-            false => vec![self, self.rows(128)],
-        }
+        let columns = match (*crate::FULL, self.quant == QUANTIZED.quant) {
+            (true, _) => (1..=8).collect(),
+            (false, true) => vec![1, 4, 8],
+            (false, false) => vec![1],
+        };
+        columns.into_iter().chain([128]).map(|rows| self.rows(rows)).collect()
     }
 
     /// Fast with quantized weights.

@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// How products are made in tiles: of f32 (""), of f16 ("half"), of codes of 8 bits ("int8", of the quantized types alone),
 /// or by cooperative matrices ("coop", always with subgroups); outside of tiles: two panels in a workgroup ("paired"). The
-/// constant is `NAME_half`, and so on.
+/// constant is `NAME__half`, or `NAME__variant_half`, and so on.
 fn constant(out: &mut String, path: &Path, products: &str) -> Result<(), Box<dyn Error>> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).ok_or("a kernel's name is not UTF-8")?;
     let module: ModulePath = format!("package::{stem}").parse()?;

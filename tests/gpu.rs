@@ -10,6 +10,7 @@ use std::collections::btree_map::Entry;
 use wattle_engine::backend::gpu::{Ceilings, GpuBackend, GpuOptions, Tile, devices, tiles};
 use wattle_engine::backend::{Backend, Capacity, Limits, Step, Ticket};
 use wattle_engine::cache::PAGE;
+use wattle_engine::model::{Dtype, Format, Q4_0};
 use wattle_engine::plan::{FactorType, Op, OpKind};
 use wattle_engine::{Error, Precision, Result};
 use wattle_tests::{Act, Case, Failure, Make, Rounded, kept, kernels, rounded};
@@ -141,57 +142,70 @@ fn check_bounds(cases: &[Rounded], precision: Precision) -> Result<()> {
     Ok(())
 }
 
-/// A case, and what a backend computes.
-type Computed = (Case, Vec<f32>);
-
-/// Some cases of these kernels, on a backend with these options.
-fn computed(options: &GpuOptions, of: &[&str], some: fn(&Case) -> bool) -> Result<Option<Vec<Computed>>> {
+/// What cases compute on a backend with these options.
+fn computed(options: &GpuOptions, cases: &[Case]) -> Result<Option<Vec<Vec<f32>>>> {
     let Some(device) = opened(options)? else { return Ok(None) };
-    let cases = kernels().into_iter().filter(|(kernel, _)| of.contains(kernel));
-    let cases = cases.flat_map(|(_, cases)| cases()).filter(some);
-    let run = |case: Case| {
-        let values = case.values(&|case| Ok(Box::new(device.sibling(case.capacity)?)))?;
-        Ok((case, values))
-    };
-    cases.map(run).collect::<Result<Vec<_>>>().map(Some)
+    let run = |case: &Case| case.values(&|case| Ok(Box::new(device.sibling(case.capacity)?)));
+    cases.iter().map(run).collect::<Result<_>>().map(Some)
 }
 
-/// Checks that such cases of these kernels are the same in each of these tiles; returns how many there were.
-fn check_tiles(tiles: &[Tile], of: &[&str], some: fn(&Case) -> bool) -> Result<Option<usize>> {
-    let all = options(Limits::default(), false);
-    let Some(expected) = computed(&all, of, some)? else { return Ok(None) };
+/// Checks that cases compute the same in each of these tiles.
+fn check_tiles(tiles: &[Tile], options: &GpuOptions, cases: &[Case]) -> Result<()> {
+    let Some(expected) = computed(options, cases)? else { return Ok(()) };
     for &tile in tiles {
-        let options = GpuOptions { tile: Some(tile), ..all.clone() };
-        let seen = computed(&options, of, some)?.unwrap_or_default();
+        let options = GpuOptions { tile: Some(tile), ..options.clone() };
+        let seen = computed(&options, cases)?.unwrap_or_default();
         assert_eq!(expected.len(), seen.len());
-        for ((case, expected), (_, seen)) in expected.iter().zip(&seen) {
+        for (case, (expected, seen)) in cases.iter().zip(expected.iter().zip(&seen)) {
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert!(bits(expected) == bits(seen), "{} in {tile:?}", case.name);
         }
     }
-    Ok(Some(expected.len()))
+    Ok(())
+}
+
+/// Cases of kernels with f32 factors.
+fn float_cases(of: &[&str]) -> Vec<Case> {
+    let cases = kernels().into_iter().filter(|(kernel, _)| of.contains(kernel));
+    let cases = cases.flat_map(|(_, cases)| cases());
+    cases.filter(|case| case.plan.factors == FactorType::F32).collect()
 }
 
 /// The tiles of prompts, and those of matrix-vector kernels that are no default.
 fn two_kinds() -> (Vec<Tile>, Vec<Tile>) {
-    tiles().into_iter().partition(|tile| tile.lane_rows > 1)
+    tiles().into_iter().partition(|tile| !tile.is_vectors())
 }
 
 #[test]
 fn no_tile_changes_a_bit() {
+    let many = |case: &Case| case.capacity.rows > 64 && !case.name.ends_with("generated");
+    let cases: Vec<Case> = float_cases(&["project", "gate_up"]).into_iter().filter(many).collect();
+    assert!(cases.len() > 6);
+    check_tiles(&two_kinds().0, &options(Limits::default(), false), &cases).unwrap();
+}
+
+#[test]
+fn nor_does_one_in_fast_precision() {
+    // In integers, and of f16.
+    let formats = [Format::from(Q4_0), Format::Dense(Dtype::F16)].map(|format| format!(", {format}"));
     let many = |case: &Case| {
-        let floats = case.plan.factors == FactorType::F32;
-        case.capacity.rows > 64 && floats && !case.name.ends_with("generated")
+        case.capacity.rows > 64 && formats.iter().any(|format| case.name.ends_with(format.as_str()))
     };
-    let cases = check_tiles(&two_kinds().0, &["project", "gate_up"], many).unwrap();
-    assert!(cases.is_none_or(|cases| cases > 6), "{cases:?}");
+    let cases: Vec<Case> = rounded().iter().map(|r| r.case().clone()).filter(many).collect();
+    assert_eq!(cases.len(), 6, "three projections of each");
+    let fast = GpuOptions { precision: Precision::Fast, ..options(Limits::default(), false) };
+    check_tiles(&two_kinds().0, &fast, &cases).unwrap();
 }
 
 #[test]
 fn two_panels_in_a_workgroup_change_no_bit() {
-    let floats = |case: &Case| case.plan.factors == FactorType::F32;
-    let cases = check_tiles(&two_kinds().1, &["project"], floats).unwrap();
-    assert!(cases.is_none_or(|cases| cases > 20), "{cases:?}");
+    let cases = float_cases(&["project"]);
+    assert!(cases.len() > 20);
+    for ((_, limits, checked), step) in variants().into_iter().zip([1, 4, 4]) {
+        let limits = Limits { binding: limits.binding.max(1 << 17), ..limits };
+        let some: Vec<Case> = cases.iter().step_by(step).cloned().collect();
+        check_tiles(&two_kinds().1, &options(limits, checked), &some).unwrap();
+    }
 }
 
 #[test]

@@ -311,7 +311,8 @@ pub fn compile(model: &Model, options: &EngineOptions, lora: LoraCapacity) -> (P
         return (fused.without_lora(), fused);
     }
     // Both norm the same way: a row must not notice whether others have LoRA.
-    let fuse_options = FuseOptions { lora_epilogue: false, ..FuseOptions::CPU };
+    let early_select = fuse_options.early_select;
+    let fuse_options = FuseOptions { lora_epilogue: false, early_select, ..FuseOptions::CPU };
     (plan::fuse(&plain.without_lora(), fuse_options), plan::fuse(&plain, fuse_options))
 }
 

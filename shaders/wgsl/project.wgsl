@@ -1,7 +1,7 @@
 // y = f(W x + b + B t) + r for samples, and for rows of class generated.
-// Grid: one workgroup per OWN outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
+// Grid: one workgroup per WORKGROUP_OUTPUTS outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
 
-import package::shared::dots::{COLS, DEPTH, OUTPUTS, OWN, Sums, WIDE, place, reduce, second, total};
+import package::shared::dots::{COLS, DEPTH, OUTPUTS, WORKGROUP_OUTPUTS, Sums, WIDE, place, reduce, second, total};
 import package::shared::functions::activate;
 import package::shared::inputs::inputs;
 import package::shared::lane::{Lane, group_index};
@@ -35,7 +35,7 @@ fn main(lane: Lane) {
     let n = generated(params.extent);
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = group_index(lane) % column_blocks * COLS;
-    let begin = group_index(lane) / column_blocks * OWN;
+    let begin = group_index(lane) / column_blocks * WORKGROUP_OUTPUTS;
     if begin >= params.rows {
         return;
     }

@@ -1,12 +1,12 @@
 // y = W norm(x) + b for samples, and for rows of class generated; norm(x) = x / rms(x) * g: the squares are summed in
 // the same pass over x, 1 / rms(x) applied after it.
 // t = A norm(x) of the site that is carried, for rows that have LoRA there.
-// Grid: one workgroup per row and rank row of that site, then one per OWN outputs and COLS rows of x; lanes split the
+// Grid: one workgroup per row and rank row of that site, then one per WORKGROUP_OUTPUTS outputs and COLS rows of x; lanes split the
 // inputs. Bound by reading W.
 
 import package::shared::a_pool::{a_quad, a_quad_entry};
 import package::shared::carry::{next, t_out, t_out_stride};
-import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, OWN, Sums, WIDE, place, reduce, second, total};
+import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, WORKGROUP_OUTPUTS, Sums, WIDE, place, reduce, second, total};
 import package::shared::inputs::{input, inputs};
 import package::shared::lane::{Lane, group_index};
 import package::shared::matrix::unit;
@@ -99,7 +99,7 @@ fn main(lane: Lane) {
     }
     let column_blocks = (n + COLS - 1u) / COLS;
     let column = (index - n * params.carried) % column_blocks * COLS;
-    let begin = (index - n * params.carried) / column_blocks * OWN;
+    let begin = (index - n * params.carried) / column_blocks * WORKGROUP_OUTPUTS;
     if begin >= params.rows {
         return;
     }

@@ -35,12 +35,15 @@ pub(crate) const SUMS: f64 = 1e-5;
 /// What rounding to f16 may change, in either direction: of a number its 2^-10th, and of very small ones 2^-24.
 const F16: [f64; 2] = [1.0 / 1024.0, 1.0 / 16_777_216.0];
 
+/// The largest f16: what larger numbers become.
+const LARGEST: f64 = 65504.0;
+
 /// w · x, and by how much it may be off where both are rounded to f16.
 fn of_halves(w: &[f32], x: &[f32]) -> (f64, f64) {
     let (mut sum, mut bound) = (0.0, 0.0);
     for (&w, &x) in w.iter().zip(x) {
         let (w, x) = (f64::from(w), f64::from(x));
-        let [of_w, of_x] = [w, x].map(|v| F16[0] * v.abs() + F16[1]);
+        let [of_w, of_x] = [w, x].map(|v| F16[0] * v.abs() + F16[1] + (v.abs() - LARGEST).max(0.0));
         sum += w * x;
         bound += of_w * (x.abs() + of_x) + w.abs() * of_x + SUMS * (w * x).abs();
     }
@@ -133,6 +136,21 @@ fn plain(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     Rounded { case: case(name, plan, slots, rows, vec![x, t]), bounds: vec![bounds] }
 }
 
+/// Inputs beyond what f16 holds, and such as are not finite: neither are their outputs then.
+fn odd(format: Format) -> Rounded {
+    let (inputs, outputs, n) = (80, 21, 6);
+    let random = &mut Random(5);
+    let (weight, mut x) = (random.matrix(outputs, inputs, format), random.numbers(n * inputs, 1.0));
+    for (line, value) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e6, -1e6].into_iter().enumerate() {
+        x[line * inputs + 7 + 11 * line] = value;
+    }
+    let bounds = products(&weight, &x).into_iter().map(|(_, bound)| bound).collect();
+    let plan = Draft::new().map(project(&weight, None, None), Extent::Rows, &[inputs], outputs);
+    let rows = (0..n as u32).map(|position| Row::prompt(0, position, 0)).collect();
+    let name = format!("odd inputs, {format}");
+    Rounded { case: case(name, plan, Vec::new(), rows, vec![x]), bounds: vec![bounds] }
+}
+
 /// x / rms(x) is what is rounded. A norm(x) is carried.
 fn normed(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     let random = &mut Random((inputs * outputs) as u64);
@@ -186,16 +204,19 @@ pub fn rounded() -> Vec<Rounded> {
     let dense = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(Format::Dense);
     let formats = QUANTIZED.into_iter().map(Format::from).chain(dense);
     let of_format = |(i, format): (usize, Format)| {
-        // Dense matrices are larger: where bindings are small, two that belong together must not be cut.
-        let i = i % QUANTIZED.len();
-        let (inputs, outputs, n) = (33 + 40 * i, 17 + 13 * i, [1, 70, 18][i % 3]);
+        let (inputs, outputs, n) = match format {
+            Format::Panels(_) => (33 + 40 * i, 17 + 13 * i, [1, 70, 18][i % 3]),
+            // They are larger: where bindings are small, two that belong together must not be cut.
+            Format::Dense(_) => (69 + 32 * (i % 3), 17 + 13 * (i % 3), 70),
+        };
         [
             plain(inputs, outputs, n, format),
             normed(inputs + 5, outputs, n, format),
             gated(inputs, outputs, n, format),
         ]
     };
-    formats.enumerate().flat_map(of_format).collect()
+    let odd = [Format::Panels(QUANTIZED[1]), Format::Dense(Dtype::F32), Format::Dense(Dtype::F16)].map(odd);
+    formats.enumerate().flat_map(of_format).chain(odd).collect()
 }
 
 impl Rounded {
@@ -238,7 +259,7 @@ fn share(expected: &[f32], got: &[f32], bounds: &[f64]) -> Result<f64, String> {
     }
     let mut largest = 0.0_f64;
     for (index, ((&expected, &got), &bound)) in expected.iter().zip(got).zip(bounds).enumerate() {
-        if expected.is_nan() && got.is_nan() {
+        if expected.is_nan() && got.is_nan() || expected.is_infinite() && !got.is_finite() {
             continue;
         }
         let error = (f64::from(got) - f64::from(expected)).abs();

@@ -26,8 +26,8 @@ impl FuseOptions {
     /// For a CPU, where a call costs nothing: A x and norms are ops of their own.
     pub const CPU: Self = Self { lora_epilogue: true, norm_prologue: false, carry: None, early_select: true };
 
-    /// For a GPU with bindings of so many bytes: in decode no launch exists for LoRA alone, nor for rows that are all
-    /// sampled anyway.
+    /// For a GPU with bindings of so many bytes: in decode no launch exists for LoRA alone. There two
+    /// choices of rows instead of one would be a launch more.
     pub const fn gpu(binding: u64) -> Self {
         Self { lora_epilogue: true, norm_prologue: true, carry: Some(binding), early_select: false }
     }

@@ -69,7 +69,7 @@ impl Graph {
         self.plan.tensor(id).extent
     }
 
-    pub fn of(&self, id: TensorId) -> &Tensor {
+    pub fn tensor_of(&self, id: TensorId) -> &Tensor {
         self.plan.tensor(id)
     }
 

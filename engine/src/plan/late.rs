@@ -10,12 +10,11 @@ use super::{Extent, Op, OpKind, TensorId};
 pub(super) fn select_early(graph: &mut Graph) -> Option<()> {
     let ops: Vec<Op> = graph.ops.iter().flatten().cloned().collect();
     let select = ops.iter().position(|op| matches!(op.kind, OpKind::Select))?;
-    let late = late(&ops, select);
+    let late = behind(&ops, select);
     let Op { inputs, output, .. } = ops[select].clone();
-    if late.iter().all(|&late| !late) {
-        return None;
-    }
-    let read_late = |id| ops.iter().zip(&late).any(|(op, &late)| late && op.inputs.contains(&id));
+    // What is selected must be made by such an op.
+    ops.iter().zip(&late).find(|(op, late)| **late && op.outputs().any(|id| id == inputs[0]))?;
+    let read_late = |id| ops.iter().zip(&late).any(|(op, is_late)| *is_late && op.inputs.contains(&id));
     // What stands for a tensor where only sampled rows count.
     let mut sampled = BTreeMap::new();
     graph.ops.clear();
@@ -42,7 +41,7 @@ pub(super) fn select_early(graph: &mut Graph) -> Option<()> {
 }
 
 /// For each op, whether it comes before `select`, works row by row, and nobody else reads what it makes.
-fn late(ops: &[Op], select: usize) -> Vec<bool> {
+fn behind(ops: &[Op], select: usize) -> Vec<bool> {
     let mut late = vec![false; ops.len()];
     for at in (0..select).rev() {
         let read_late = |id: TensorId| {
@@ -62,8 +61,8 @@ fn by_row(kind: &OpKind) -> bool {
 
 /// Adds the op that chooses the sampled rows of a tensor.
 fn choose(graph: &mut Graph, id: TensorId) -> TensorId {
-    let of = graph.of(id);
-    let (name, width) = (format!("select.{}", of.name), of.width);
+    let tensor = graph.tensor_of(id);
+    let (name, width) = (format!("select.{}", tensor.name), tensor.width);
     let chosen = graph.tensor(name.clone(), Extent::Samples, width);
     let op = Op { name, kind: OpKind::Select, inputs: vec![id], output: Some(chosen), carry: None };
     graph.ops.push(Some(op));

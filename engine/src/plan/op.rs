@@ -25,7 +25,8 @@ pub enum Extent {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     /// The name of the op that writes it; in a fused plan, of the last plain op that the fused one stands for.
-    /// Tensors of the same name mean the same in the plain and in the fused plan.
+    /// Tensors of the same name mean the same in the plain and in the fused plan; but in that of a CPU those of the last
+    /// layer behind its attention have the extent of samples (see [`super::FuseOptions::early_select`]).
     pub name: String,
     /// Rows in a step.
     pub extent: Extent,

@@ -58,7 +58,7 @@ fn tasks<'g, 'a>(mut groups: &'g mut [Group<'a>], count: usize) -> Vec<&'g mut [
     while !groups.is_empty() {
         // What is left, divided by the tasks that are left.
         let share = left.div_ceil(count.saturating_sub(tasks.len()).max(1));
-        let (mut len, mut work) = (0, 0);
+        let (mut len, mut work) = (1, groups[0].work());
         while len < groups.len() && work < share {
             work += groups[len].work();
             len += 1;

@@ -15,7 +15,8 @@ pub enum Precision {
     #[default]
     Exact,
     /// 8 bits, where the matrix's codes are integers: per line and block of 32, x ≈ d · c with d = max|x| / 127 and c
-    /// the nearest integer (of two, the even one).
+    /// the nearest integer (of two, the even one). On a GPU this is done for prompts alone, whose other products are of
+    /// inputs and weights rounded to f16.
     Fast,
 }
 
@@ -81,10 +82,15 @@ impl Lines {
 
 /// What is made of 32 inputs.
 trait Make: Send {
+    /// Multiply-adds that an input is worth.
+    const COST: usize;
+
     fn make<S: Simd>(simd: S, x: &[f32; BLOCK]) -> Self;
 }
 
 impl Make for [f32; BLOCK] {
+    const COST: usize = 1;
+
     #[inline(always)]
     fn make<S: Simd>(_: S, x: &[f32; BLOCK]) -> Self {
         *x
@@ -92,6 +98,8 @@ impl Make for [f32; BLOCK] {
 }
 
 impl Make for Block {
+    const COST: usize = 8;
+
     #[inline(always)]
     fn make<S: Simd>(simd: S, x: &[f32; BLOCK]) -> Self {
         // Sizes compare as their bits do; NaN has the largest.
@@ -109,7 +117,7 @@ impl Make for Block {
     }
 }
 
-/// The blocks of all lines, made on several threads: to clear their memory first would take one of them longer.
+/// The blocks of all lines, made on several threads; their memory is not cleared first, which one of them would do.
 fn blocks<T: Make>(x: &[f32], cols: usize) -> Vec<T> {
     let cols = cols.max(1);
     let count = x.len() / cols * cols.div_ceil(BLOCK);
@@ -130,17 +138,14 @@ struct Piece<'a, T> {
     to: &'a mut [MaybeUninit<T>],
 }
 
-/// Rounding a number is worth about as many multiply-adds.
-const COST: usize = 8;
-
 /// Divides the blocks of all lines for several threads.
-fn pieces<'a, T>(x: &'a [f32], cols: usize, mut to: &'a mut [MaybeUninit<T>]) -> Vec<Piece<'a, T>> {
+fn pieces<'a, T: Make>(x: &'a [f32], cols: usize, mut to: &'a mut [MaybeUninit<T>]) -> Vec<Piece<'a, T>> {
     let (count, blocks) = (x.len() / cols, cols.div_ceil(BLOCK));
     let mut pieces = Vec::new();
     for (line, width) in tiles(count) {
         let x = &x[line * cols..][..width * cols];
         // A thread reads those columns that it has written, if all ops divide them alike.
-        let per = blocks.div_ceil(parts(COST * x.len()).div_ceil(count.div_ceil(TILE)));
+        let per = blocks.div_ceil(parts(T::COST * x.len()).div_ceil(count.div_ceil(TILE)));
         for first in (0..blocks).step_by(per) {
             let some = per.min(blocks - first) * width;
             let (these, rest) = mem::take(&mut to).split_at_mut(some);

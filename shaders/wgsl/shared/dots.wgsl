@@ -10,9 +10,9 @@ const MAX_COLS = 8u;
 const OUTPUTS = 16u; // weight rows that are summed together
 // Weight rows of a workgroup of a projection; two panels share what is loaded of the activations.
 @if(!paired)
-const OWN = OUTPUTS;
+const WORKGROUP_OUTPUTS = OUTPUTS;
 @if(paired)
-const OWN = 2u * OUTPUTS;
+const WORKGROUP_OUTPUTS = 2u * OUTPUTS;
 @id(1) override WIDE: u32 = 256u; // its lanes, a power of two: no fewer than COLS * OUTPUTS
 override DEPTH: u32 = WIDE / 4u;
 

@@ -1,11 +1,11 @@
 // Products by cooperative matrices of 16 x 16 x 16: weights and inputs in f16, sums in f32. A tile is 64 x 64, and each of
-// its four subgroups of 32 lanes has 32 rows and 32 outputs. Inputs beyond what f16 holds become its largest.
+// its four subgroups of 32 lanes has 32 rows and 32 outputs.
 // Validated by naga, but not yet run: no device that has them was at hand. Devices are tested first (gpu/selftest.rs).
 
 import package::shared::lane::Lane;
+import package::shared::range::in_range;
 import package::shared::tile::{LANE_ROWS, OUTPUTS, ROWS, STEP, Sums, quad_of, row_of};
 
-const LARGEST = 65504.0;
 const SIZE = 16u;
 const W_PITCH = 72u; // elements between two inputs of w_half; a row of x_half has X_PITCH
 const X_PITCH = 40u;
@@ -23,15 +23,17 @@ struct Matrices {
 
 fn put_half_weights(i: u32, quad: u32, w: mat4x4f) {
     for (var b = 0u; b < 4u; b++) {
+        let inside = in_range(w[b]);
         for (var e = 0u; e < 4u; e++) {
-            w_half[(i * 4u + b) * W_PITCH + quad * 4u + e] = f16(clamp(w[b][e], -LARGEST, LARGEST));
+            w_half[(i * 4u + b) * W_PITCH + quad * 4u + e] = f16(inside[e]);
         }
     }
 }
 
 fn put_half_inputs(row: u32, i: u32, v: vec4f) {
+    let inside = in_range(v);
     for (var e = 0u; e < 4u; e++) {
-        x_half[row * X_PITCH + i * 4u + e] = f16(clamp(v[e], -LARGEST, LARGEST));
+        x_half[row * X_PITCH + i * 4u + e] = f16(inside[e]);
     }
 }
 

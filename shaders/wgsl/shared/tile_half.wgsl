@@ -1,13 +1,12 @@
 // Weights and inputs in f16, products and sums in f32: half of the bytes go through workgroup memory, and half as many
-// barriers are needed. Numbers beyond what f16 holds become its largest.
+// barriers are needed.
 
+import package::shared::range::in_range;
 import package::shared::tile::OUTPUTS;
 import package::shared::tile_room::{PITCH, w_tile, x_tile};
 
-const LARGEST = vec4f(65504.0);
-
 fn halves(v: vec4f) -> vec2u {
-    let inside = clamp(v, -LARGEST, LARGEST);
+    let inside = in_range(v);
     return vec2u(pack2x16float(inside.xy), pack2x16float(inside.zw));
 }
 

@@ -65,7 +65,7 @@ pub struct GpuOptions {
     pub precision: Precision,
     /// Where measured choices are kept; `None` takes the defaults.
     pub tuning: Option<PathBuf>,
-    /// For tests: the tile of all projections, of [`tiles`].
+    /// For tests: the tile of all projections of its kind, of [`tiles`].
     pub tile: Option<Tile>,
 }
 

@@ -164,7 +164,7 @@ pub(super) fn dispatches(
 pub(super) fn most_lines(launch: &Launch, capacity: Capacity) -> usize {
     match (launch.extent, launch.class) {
         // One row per sequence is generated in a step; more take several workgroups each.
-        (Extent::Rows, Some(Class::Generated)) => capacity.sequences,
+        (Extent::Rows, Some(Class::Generated)) => capacity.sequences.min(capacity.rows),
         (Extent::Rows, _) => capacity.rows,
         (Extent::Samples, _) => capacity.samples,
     }

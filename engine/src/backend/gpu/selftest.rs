@@ -255,8 +255,7 @@ pub(super) mod tests {
         let doubled = [("= acc[i][e]", "= 2.0 * acc[i][e]"), ("= (*acc)[i][e]", "= 2.0 * (*acc)[i][e]")];
         let summed = [("* u[e]", "+ u[e]")];
         for (name, (from, to)) in names.into_iter().zip(doubled.into_iter().chain(summed)) {
-            let kernels = ["", "_half", "_int8", "_coop"].map(|end| Kernel::named(&format!("{name}{end}")));
-            let kernel = kernels.into_iter().flatten().find(|k| k.name == format!("{name}{suffix}")).unwrap();
+            let kernel = Kernel::named(&format!("{name}{suffix}")).unwrap();
             assert!(kernel.wgsl(true, WeightType::F32, FactorType::F32).contains(from), "{name}");
             let Some(broken) = gpu(Some((kernel.name, from, to))) else { return };
             assert!(!broken.projects_rightly().unwrap() && !broken.may_cooperate(), "{name}");

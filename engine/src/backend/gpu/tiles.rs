@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use wattle_shaders::{Kernel, WeightType};
 
 use super::launch::{Constant, offset_code};
-use crate::model::{Bits, Format, Offset, PanelFormat};
+use crate::model::{Bits, Format, Offset, PANEL, PanelFormat};
 
 /// How the products of a tile are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,15 +50,13 @@ pub struct Tile {
     pub rows: u32,
     /// Outputs.
     pub outputs: u32,
-    /// Lines of an invocation, which has four outputs.
+    /// Lines of an invocation, which has four outputs; 1 in matrix-vector kernels, whose invocations have a share of the
+    /// inputs of all lines.
     pub lane_rows: u32,
 }
 
 /// Steps of so many prompt lines or fewer are *few*.
 pub(super) const FEW: u32 = 16;
-
-/// Outputs of a workgroup of a matrix-vector kernel: a panel. `OUTPUTS` in `dots.wgsl`.
-const PANEL: u32 = 16;
 
 /// Outputs from which on the large tile makes enough workgroups of a chunk of a prompt.
 const WIDE: u32 = 2048;
@@ -87,7 +85,12 @@ impl Tile {
 
     /// Of a matrix-vector kernel: so many lines at a time, and so many panels.
     const fn vectors(columns: u32, panels: u32) -> Self {
-        Self::new(columns, panels * PANEL, 1)
+        Self::new(columns, panels * PANEL as u32, 1)
+    }
+
+    /// Whether it is of a matrix-vector kernel.
+    pub fn is_vectors(self) -> bool {
+        self.lane_rows == 1
     }
 
     /// The kernel that computes it, where `kernel` computes one panel in a workgroup.
@@ -158,7 +161,7 @@ impl Shape {
     pub fn candidates(&self, memory: u32) -> Vec<Tile> {
         let mut tiles = match (self.lines, self.products) {
             (Lines::Columns { columns, .. }, _) => {
-                let pairs = paired(self.kernel).is_some() && self.outputs > u64::from(PANEL);
+                let pairs = paired(self.kernel).is_some() && self.outputs > PANEL as u64;
                 return (1..=1 + u32::from(pairs)).map(|panels| Tile::vectors(columns, panels)).collect();
             }
             (_, Products::Matrices) => vec![SQUARE],
@@ -189,7 +192,7 @@ impl Table {
     pub fn tile(&self, shape: &Shape) -> Tile {
         let candidates = shape.candidates(self.memory);
         let vectors = matches!(shape.lines, Lines::Columns { .. });
-        match self.forced.filter(|forced| (forced.lane_rows == 1) == vectors) {
+        match self.forced.filter(|forced| forced.is_vectors() == vectors) {
             Some(forced) if vectors => {
                 let alike = candidates.iter().find(|tile| tile.outputs == forced.outputs);
                 return *alike.unwrap_or(&candidates[0]);

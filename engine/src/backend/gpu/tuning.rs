@@ -11,7 +11,7 @@ use wattle_shaders::{GENERATED, Row, Sample};
 use super::GpuBackend;
 use super::device::{DeviceInfo, Mapped};
 use super::launch::{Class, Launch};
-use super::prepared::{Dispatch, most_lines, variants};
+use super::prepared::{Dispatch, Prepared, most_lines, variants};
 use super::split::Division;
 use super::tiles::{Shape, Tile};
 use super::timing::Stamps;
@@ -24,8 +24,10 @@ const MOST_BYTES: u64 = 1 << 20;
 const MOST_DEVICES: usize = 32;
 const MOST_CHOICES: usize = 2048;
 
-/// Runs of a tile; the shortest counts.
-const RUNS: usize = 6;
+/// Runs of a tile, at least; the middle one counts.
+const RUNS: usize = 7;
+/// Dispatches of a shape that take turns, at most: matrices of some layers, so that caches do not keep them.
+const TURNS: usize = 32;
 
 /// Tiles by shape.
 type Choices = BTreeMap<String, Tile>;
@@ -93,6 +95,25 @@ fn write(file: &Path, info: &DeviceInfo, choices: &Choices) -> io::Result<()> {
     fs::rename(&new, file)
 }
 
+/// The shapes of a plan's projections, with how many lines each is measured, and the dispatches that have it.
+fn shapes(plan: &Prepared) -> Vec<(Shape, u32, Vec<&Dispatch>)> {
+    let mut found: Vec<(Shape, u32, Vec<&Dispatch>)> = Vec::new();
+    let rows = |dispatch: &Dispatch| (dispatch.launch.extent, dispatch.launch.class);
+    for dispatch in plan.ops.iter().flatten() {
+        let most = most_lines(&dispatch.launch, plan.limits.capacity);
+        for (upto, shape) in dispatch.launch.shapes(most) {
+            let same = found
+                .iter_mut()
+                .find(|(known, _, alike)| *known == shape && rows(alike[0]) == rows(dispatch));
+            match same {
+                Some((.., alike)) => alike.push(dispatch),
+                None => found.push((shape, upto.min(most as u32), vec![dispatch])),
+            }
+        }
+    }
+    found
+}
+
 /// A step in which a launch has so many lines.
 fn step(launch: &Launch, lines: u32) -> Step {
     let flags = if launch.class == Some(Class::Generated) { GENERATED } else { 0 };
@@ -111,11 +132,8 @@ impl GpuBackend {
         }
         let mut measured = 0;
         for plan in &self.plans {
-            for dispatch in plan.ops.iter().flatten() {
-                let most = most_lines(&dispatch.launch, plan.limits.capacity);
-                for (upto, shape) in dispatch.launch.shapes(most) {
-                    measured += usize::from(self.tune_shape(dispatch, &shape, upto.min(most as u32))?);
-                }
+            for (shape, lines, alike) in shapes(plan) {
+                measured += usize::from(self.tune_shape(&alike, &shape, lines)?);
             }
         }
         if measured == 0 {
@@ -137,19 +155,19 @@ impl GpuBackend {
         Ok(measured)
     }
 
-    /// Measures the tiles of a shape, unless that was done.
-    fn tune_shape(&self, dispatch: &Dispatch, shape: &Shape, lines: u32) -> Result<bool> {
+    /// Measures the tiles of a shape, unless that was done. Another than the default has to be clearly faster.
+    fn tune_shape(&self, alike: &[&Dispatch], shape: &Shape, lines: u32) -> Result<bool> {
         let table = self.gpu.table().clone();
         let candidates = shape.candidates(table.memory);
         let known = table.measured.contains_key(&shape.key()) || table.measured.len() >= MOST_CHOICES;
         if known || candidates.len() < 2 {
             return Ok(false);
         }
-        self.write_step(&step(&dispatch.launch, lines));
+        self.write_step(&step(&alike[0].launch, lines));
         let mut best: Option<(u64, Tile)> = None;
         for tile in candidates {
-            let ticks = self.ticks(dispatch, tile, lines)?;
-            if best.is_none_or(|(least, _)| ticks < least) {
+            let ticks = self.ticks(alike, tile, lines)?;
+            if best.is_none_or(|(least, _)| ticks < least / 50 * 49) {
                 best = Some((ticks, tile));
             }
         }
@@ -159,20 +177,21 @@ impl GpuBackend {
         Ok(best.is_some())
     }
 
-    /// Timestamp ticks that a launch over so many prompt rows takes in a tile.
-    fn ticks(&self, dispatch: &Dispatch, tile: Tile, lines: u32) -> Result<u64> {
+    /// Timestamp ticks that launches of a shape over so many lines take in a tile, each in its turn.
+    fn ticks(&self, alike: &[&Dispatch], tile: Tile, lines: u32) -> Result<u64> {
         let missing = || self.gpu.error("no timestamps");
-        let launch: &Launch = &dispatch.launch;
+        let launch: &Launch = &alike[0].launch;
+        let runs = alike.len().clamp(RUNS, TURNS);
         let (kernel, constants) = (tile.kernel(launch.kernel), launch.constants_in(tile));
         let pipeline = self.gpu.pipelines.pipeline(&self.gpu, launch, kernel, &constants);
-        let mut stamps = Stamps::new(&self.gpu, RUNS).ok_or_else(missing)?;
+        let mut stamps = Stamps::new(&self.gpu, runs).ok_or_else(missing)?;
         let [x, y, z] = self.fold(launch.grid.workgroups(u64::from(lines), tile, Division::default()))?;
         let mut encoder = self.encoder();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &self.step_bindings[0], &[]);
-        pass.set_bind_group(1, &dispatch.bindings, &[]);
-        for _ in 0..RUNS {
+        for dispatch in alike.iter().cycle().take(runs) {
+            pass.set_bind_group(1, &dispatch.bindings, &[]);
             stamps.write(&mut pass);
             pass.dispatch_workgroups(x, y, z);
         }
@@ -183,8 +202,9 @@ impl GpuBackend {
         let mapped = Mapped::all(staging);
         self.gpu.wait(Some(submission))?;
         let stamps: Vec<u64> = bytemuck::pod_collect_to_vec(&mapped.finish(&self.gpu)?.0);
-        let spans = stamps.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
-        Ok(spans.min().unwrap_or(u64::MAX))
+        let mut spans: Vec<u64> = stamps.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        spans.sort_unstable();
+        Ok(spans.get(spans.len() / 2).copied().unwrap_or(u64::MAX))
     }
 }
 
