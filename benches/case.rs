@@ -32,6 +32,9 @@ pub struct Case {
 pub const DENSE: &str = "gpt2";
 /// A gated MLP, rotation, grouped heads.
 pub const GATED: &str = "qwen2.5-0.5b";
+/// The other models that are named most, one of each family and size, for `WATTLE_BENCH_FULL`.
+const OTHERS: [&str; 7] =
+    ["opt-125m", "opt-350m", "qwen2.5-1.5b", "llama-3.2-1b", "phi-3-mini", "mistral-7b", "llama-3-8b"];
 /// What decoding is measured on first.
 pub const QUANTIZED: Case = Case::decode(GATED).quant(Quant::Q4_0);
 
@@ -85,6 +88,12 @@ impl Case {
         columns.into_iter().chain([128]).map(|rows| self.rows(rows)).collect()
     }
 
+    /// One row and eight of the other models.
+    pub(crate) fn others() -> impl Iterator<Item = Self> {
+        let of = |shape| Self { shape, ..QUANTIZED };
+        OTHERS.into_iter().flat_map(move |shape| [of(shape), of(shape).rows(8)])
+    }
+
     /// Fast with quantized weights.
     pub(crate) fn precision(&self) -> Precision {
         if self.quant.is_some() { Precision::Fast } else { Precision::Exact }
@@ -122,12 +131,17 @@ impl Case {
         if let Some(model) = models.get(&self.model()) {
             return Some(model.clone());
         }
-        let mut model = Model::random(self.shape, Dtype::Bf16, 1).ok()?;
+        let large = OTHERS.contains(&self.shape);
+        let mut model = match self.quant {
+            // The whole of it would not fit most machines: its matrices are ranges of one block.
+            Some(quant) if large => Model::random_quantized(self.shape, quant, 1).ok()?,
+            _ => Model::random(self.shape, Dtype::Bf16, 1).ok()?,
+        };
         model.spec.layers = 1;
         model.spec.attention_scale.truncate(1);
         model.spec.window.truncate(1);
         model.weights.layers.truncate(1);
-        if let Some(quant) = self.quant {
+        if let Some(quant) = self.quant.filter(|_| !large) {
             model = model.quantized(quant).ok()?;
         }
         models.insert(self.model(), model.clone());

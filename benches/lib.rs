@@ -20,7 +20,7 @@ pub use report::finish;
 use device::Kind;
 use report::Line;
 
-/// `WATTLE_BENCH_FULL=1`: every format with every number of columns, however long it takes.
+/// `WATTLE_BENCH_FULL=1`: every format with every number of columns, and more models, however long it takes.
 static FULL: LazyLock<bool> =
     LazyLock::new(|| std::env::var_os("WATTLE_BENCH_FULL").is_some_and(|value| value == "1"));
 /// What all kernels together may take otherwise: with the whole steps, `cargo bench` stays under 15 minutes.
@@ -37,16 +37,17 @@ pub fn bench_kernel(c: &mut Criterion, kernel: &'static str, cases: &[Case]) {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
-    for case in cases {
+    let others = Case::others().filter(|_| *FULL);
+    for case in cases.iter().copied().chain(others) {
         for kind in [Kind::Cpu, Kind::Gpu].into_iter().filter(|kind| kind.is_there()) {
             if !*FULL && STARTED.elapsed() > LIMIT {
                 report::leave_out(format!("{kernel}/{}/{}/{}", case.model(), kind.name(), case.rows_name()));
                 continue;
             }
             let Some(plan) = case.plan(kernel, kind.choice()) else { continue };
-            if let Some(mut runner) = Runner::new(case, kind, &plan) {
+            if let Some(mut runner) = Runner::new(&case, kind, &plan) {
                 for op in (0..plan.ops.len()).filter(|&op| plan.ops[op].kind.kernel() == kernel) {
-                    runner.bench(&mut group, kernel, case, op);
+                    runner.bench(&mut group, kernel, &case, op);
                 }
             }
         }
