@@ -131,17 +131,8 @@ impl Case {
         if let Some(model) = models.get(&self.model()) {
             return Some(model.clone());
         }
-        let large = OTHERS.contains(&self.shape);
-        let mut model = match self.quant {
-            // The whole of it would not fit most machines: its matrices are ranges of one block.
-            Some(quant) if large => Model::random_quantized(self.shape, quant, 1).ok()?,
-            _ => Model::random(self.shape, Dtype::Bf16, 1).ok()?,
-        };
-        model.spec.layers = 1;
-        model.spec.attention_scale.truncate(1);
-        model.spec.window.truncate(1);
-        model.weights.layers.truncate(1);
-        if let Some(quant) = self.quant.filter(|_| !large) {
+        let mut model = Model::random_layer(self.shape, Dtype::Bf16, 1).ok()?;
+        if let Some(quant) = self.quant {
             model = model.quantized(quant).ok()?;
         }
         models.insert(self.model(), model.clone());

@@ -90,7 +90,15 @@ impl Model {
     /// # Errors
     /// [`Error::Value`] when the shape is not known or memory is too small for it.
     pub fn random(shape: &str, dtype: Dtype, seed: u64) -> Result<Self> {
-        Self::of_shape(shape, &mut shapes::Random::new(dtype, seed))
+        Self::of_shape(shape, usize::MAX, &mut shapes::Random::new(dtype, seed))
+    }
+
+    /// The same with the first layer alone: all layers of a model have the same shapes.
+    ///
+    /// # Errors
+    /// As for [`Self::random`].
+    pub fn random_layer(shape: &str, dtype: Dtype, seed: u64) -> Result<Self> {
+        Self::of_shape(shape, 1, &mut shapes::Random::new(dtype, seed))
     }
 
     /// A model of a known shape with random matrices that are quantized already; what stays dense is bf16. They are
@@ -101,13 +109,17 @@ impl Model {
     /// # Errors
     /// [`Error::Value`] when the shape is not known or memory is too small for it.
     pub fn random_quantized(shape: &str, quant: Quant, seed: u64) -> Result<Self> {
-        Self::of_shape(shape, &mut pooled::Pooled::new(quant, Dtype::Bf16, seed))
+        Self::of_shape(shape, usize::MAX, &mut pooled::Pooled::new(quant, Dtype::Bf16, seed))
     }
 
-    fn of_shape(shape: &str, source: &mut dyn weights::Source) -> Result<Self> {
+    /// With no more than so many layers.
+    fn of_shape(shape: &str, layers: usize, source: &mut dyn weights::Source) -> Result<Self> {
         threads::ready()?;
         let config = Fields::parse(Path::new(shape), shapes::config(shape)?.as_bytes())?;
-        let (spec, layout) = families::read(&config, None)?;
+        let (mut spec, layout) = families::read(&config, None)?;
+        spec.layers = spec.layers.min(layers);
+        spec.attention_scale.truncate(layers);
+        spec.window.truncate(layers);
         let weights = weights::assemble(&spec, &layout, source)?;
         Ok(Self { spec, weights, dir: PathBuf::new() })
     }

@@ -116,6 +116,17 @@ fn quantized_matrices_overlap_and_none_begins_where_another_does() {
 }
 
 #[test]
+fn a_model_of_one_layer_has_the_first_of_the_whole() {
+    let [whole, first] =
+        [Model::random, Model::random_layer].map(|make| make("tiny", Dtype::Bf16, 3).unwrap());
+    assert!(whole.spec.layers > 1);
+    assert_eq!((first.spec.layers, first.weights.layers.len()), (1, 1));
+    assert_eq!((first.spec.attention_scale.len(), first.spec.window.len()), (1, 1));
+    let down = |model: &Model| model.weights.layers[0].down.weight.row(5).unwrap();
+    assert_eq!(down(&first), down(&whole));
+}
+
+#[test]
 fn an_unknown_shape_names_the_known_ones() {
     let message = Model::random("gpt5", Dtype::F32, 0).unwrap_err().to_string();
     assert!(message.contains("gpt5") && message.contains("qwen2.5-0.5b"), "{message}");
