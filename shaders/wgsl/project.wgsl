@@ -1,7 +1,7 @@
 // y = f(W x + b + B t) + r for samples, and for rows of class generated.
 // Grid: one workgroup per WORKGROUP_OUTPUTS outputs and COLS rows of x; lanes split the inputs. Bound by reading W.
 
-import package::shared::dots::{COLS, DEPTH, OUTPUTS, WORKGROUP_OUTPUTS, Sums, WIDE, place, reduce, second, total};
+import package::shared::dots::{COLS, DEPTH, OUTPUTS, Sums, WIDE, WORKGROUP_OUTPUTS, place, reduce, second, total};
 import package::shared::functions::activate;
 import package::shared::inputs::inputs;
 import package::shared::lane::{Lane, group_index};

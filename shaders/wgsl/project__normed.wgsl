@@ -6,7 +6,7 @@
 
 import package::shared::a_pool::{a_quad, a_quad_entry};
 import package::shared::carry::{next, t_out, t_out_stride};
-import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, WORKGROUP_OUTPUTS, Sums, WIDE, place, reduce, second, total};
+import package::shared::dots::{COLS, DEPTH, MAX_COLS, OUTPUTS, Sums, WIDE, WORKGROUP_OUTPUTS, place, reduce, second, total};
 import package::shared::inputs::{input, inputs};
 import package::shared::lane::{Lane, group_index};
 import package::shared::matrix::unit;

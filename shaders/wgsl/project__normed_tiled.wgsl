@@ -6,12 +6,13 @@ import package::shared::carry::{next, t_out, t_out_stride};
 import package::shared::dots::masked;
 import package::shared::lane::Lane;
 import package::shared::panels::{Panels, prepare};
+import package::shared::squares::add_squares;
 import package::shared::step::NO_INDEX;
 import package::shared::tile::{LANE_ROWS, OUTPUTS, Place, Products, ROWS, STEP, Sums, TILE_LANES, multiply, place as place_of, put_inputs, quad_of, row_of, sums_of};
-import package::shared::tile_room::{DEEP, PITCH, put_x, x_at};
 import package::shared::tile_down::{load_factors, rank_row, rank_scale};
 import package::shared::tile_inputs::x;
 import package::shared::tile_lora::{note_slots, slot_from, slot_of};
+import package::shared::tile_room::{DEEP, PITCH, put_x, x_at};
 import package::shared::tile_matrix::load_weights;
 
 struct Params { // as in project__normed.wgsl
@@ -45,7 +46,7 @@ fn put_scales(place: Place, lane: Lane) {
         var squares = 0.0;
         for (var i = at % DEEP; i < params.k4; i += DEEP) {
             let v = input(place, at / DEEP, i);
-            squares = fma(v.w, v.w, fma(v.z, v.z, fma(v.y, v.y, fma(v.x, v.x, squares))));
+            squares = add_squares(squares, v);
         }
         put_x(at / DEEP * PITCH + at % DEEP, vec4f(squares));
     }

@@ -132,7 +132,7 @@ fn plain(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     let bounds = products(&weight, &x).into_iter().map(|(_, bound)| bound + SUMS).collect();
     let kind = project(&weight, None, Some(Arc::clone(&site)));
     let plan = Draft::new().map(kind, Extent::Rows, &[inputs, site.t_width()], outputs);
-    let name = format!("{n} rows, {inputs} → {outputs}, {}", format);
+    let name = format!("{n} rows, {inputs} → {outputs}, {format}");
     Rounded { case: case(name, plan, slots, rows, vec![x, t]), bounds: vec![bounds] }
 }
 
@@ -170,7 +170,7 @@ fn normed(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     let weights = NormWeights { weight: None, bias: None };
     let kind = project(&weight, Some(Norm { kind: NormKind::Rms, weights, eps, groups: 1 }), None);
     let plan = carrying(Draft::new().map(kind, Extent::Rows, &[inputs], outputs), &site);
-    let name = format!("{n} rows, norm, {inputs} → {outputs}, {}", format);
+    let name = format!("{n} rows, norm, {inputs} → {outputs}, {format}");
     Rounded { case: case(name, plan, slots, rows, vec![x]), bounds: vec![bounds, of_t] }
 }
 
@@ -195,7 +195,7 @@ fn gated(inputs: usize, outputs: usize, n: usize, format: Format) -> Rounded {
     let (gate_bias, up_bias, function, lora) = (None, None, Activation::Silu, None);
     let kind = OpKind::GateUp(GateUp { gate, gate_bias, up, up_bias, function, lora });
     let plan = carrying(Draft::new().map(kind, Extent::Rows, &[inputs], outputs), &site);
-    let name = format!("{n} rows, gated, {inputs} → {outputs}, {}", format);
+    let name = format!("{n} rows, gated, {inputs} → {outputs}, {format}");
     Rounded { case: case(name, plan, slots, rows, vec![x]), bounds: vec![bounds, of_t] }
 }
 

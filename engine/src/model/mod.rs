@@ -117,9 +117,7 @@ impl Model {
         threads::ready()?;
         let config = Fields::parse(Path::new(shape), shapes::config(shape)?.as_bytes())?;
         let (mut spec, layout) = families::read(&config, None)?;
-        spec.layers = spec.layers.min(layers);
-        spec.attention_scale.truncate(layers);
-        spec.window.truncate(layers);
+        spec.truncate(layers);
         let weights = weights::assemble(&spec, &layout, source)?;
         Ok(Self { spec, weights, dir: PathBuf::new() })
     }

@@ -122,6 +122,15 @@ pub struct Spec {
     pub bos: Option<u32>,
 }
 
+impl Spec {
+    /// Leaves no more than the first so many layers.
+    pub fn truncate(&mut self, layers: usize) {
+        self.layers = self.layers.min(layers);
+        self.attention_scale.truncate(layers);
+        self.window.truncate(layers);
+    }
+}
+
 /// y = W x + b.
 #[derive(Clone, Debug)]
 pub struct Linear {

@@ -60,7 +60,7 @@ pub(super) fn carry_lora_down(graph: &mut Graph, index: usize, binding: u64) -> 
     }
     consumer.sites_mut().next().map(|own| *own = Arc::clone(&site))?;
     graph.replace(&[], reader, consumer);
-    graph.widen(t, site.t_len());
+    graph.tensor_mut(t).width = site.t_len();
     let op = Op { carry: Some(Carry { site, t }), ..graph.op(carrier)?.clone() };
     graph.replace(&[index], carrier, op);
     Some(())

@@ -26,8 +26,8 @@ impl FuseOptions {
     /// For a CPU, where a call costs nothing: A x and norms are ops of their own.
     pub const CPU: Self = Self { lora_epilogue: true, norm_prologue: false, carry: None, early_select: true };
 
-    /// For a GPU with bindings of so many bytes: in decode no launch exists for LoRA alone. There two
-    /// choices of rows instead of one would be a launch more.
+    /// For a GPU with bindings of so many bytes: in decode no launch exists for LoRA alone. Two choices of rows instead
+    /// of one would be a launch more.
     pub const fn gpu(binding: u64) -> Self {
         Self { lora_epilogue: true, norm_prologue: true, carry: Some(binding), early_select: false }
     }
@@ -116,7 +116,7 @@ fn fuse_qkv(graph: &mut Graph, attend: usize) -> Option<()> {
     let rope_kv = RopeKv { layer, q_norm: q.norm, k_norm: k.norm, eps, rotate: q.rotate, lora: None };
     let matrices: Vec<_> = stacked.projects.iter().map(|p| &*p.weight).collect();
     let weight = Arc::new(Matrix::stack(&matrices)?);
-    let (rows, extent) = (weight.rows, graph.extent(q_output));
+    let (rows, extent) = (weight.rows, graph.tensor_of(q_output).extent);
     let project = Project {
         norm: None,
         weight,
@@ -240,7 +240,7 @@ impl Stack {
     /// Replaces the stack's A x ops by one; returns the inputs of the stacked projection.
     fn merge_lora_down(&self, graph: &mut Graph, name: &str) -> Vec<TensorId> {
         let (Some(site), Some(&last)) = (&self.site, self.downs.iter().max()) else { return vec![self.x] };
-        let t = graph.tensor(name.into(), graph.extent(self.x), site.t_width());
+        let t = graph.tensor(name.into(), graph.tensor_of(self.x).extent, site.t_width());
         let kind = OpKind::LoraDown { site: Arc::clone(site) };
         graph.replace(
             &self.downs,

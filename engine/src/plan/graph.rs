@@ -52,11 +52,6 @@ impl Graph {
         TensorId(self.plan.tensors.len() as u32 - 1)
     }
 
-    /// Gives a tensor another width.
-    pub fn widen(&mut self, id: TensorId, width: usize) {
-        self.plan.tensors[id.0 as usize].width = width;
-    }
-
     pub fn kv(&self) -> KvShape {
         self.plan.kv
     }
@@ -65,17 +60,12 @@ impl Graph {
         self.plan.factors
     }
 
-    pub fn extent(&self, id: TensorId) -> Extent {
-        self.plan.tensor(id).extent
-    }
-
     pub fn tensor_of(&self, id: TensorId) -> &Tensor {
         self.plan.tensor(id)
     }
 
-    /// Gives a tensor another extent.
-    pub fn set_extent(&mut self, id: TensorId, extent: Extent) {
-        self.plan.tensors[id.0 as usize].extent = extent;
+    pub fn tensor_mut(&mut self, id: TensorId) -> &mut Tensor {
+        &mut self.plan.tensors[id.0 as usize]
     }
 
     /// Removes ops and puts `op` where `at` was.

@@ -31,7 +31,7 @@ pub(super) fn select_early(graph: &mut Graph) -> Option<()> {
         graph.ops.push(Some(op));
         for id in outputs {
             if late[at] {
-                graph.set_extent(id, Extent::Samples);
+                graph.tensor_mut(id).extent = Extent::Samples;
             } else if read_late(id) {
                 sampled.insert(id, choose(graph, id));
             }

@@ -68,7 +68,8 @@ pub(crate) struct Args {
     /// Random weights (bf16) of a known model's shape instead of --model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
-    /// First measures which tiles of prompts and of matrix-vector kernels suit this GPU best, unless that is known, and keeps it for all commands
+    /// First measures which tiles of prompts and of matrix-vector kernels suit this GPU best, unless that is known, and
+    /// keeps it for all commands
     #[arg(long)]
     autotune: bool,
     /// How results are printed

@@ -46,9 +46,7 @@ pub(super) fn kernels(options: &EngineOptions, quick: bool) -> Result<[usize; 2]
 
 /// The model with its first layer only: all layers have the same shapes.
 pub(super) fn first_layer(mut model: Model) -> Model {
-    model.spec.layers = 1;
-    model.spec.attention_scale.truncate(1);
-    model.spec.window.truncate(1);
+    model.spec.truncate(1);
     model.weights.layers.truncate(1);
     model
 }
